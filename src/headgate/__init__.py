@@ -1,0 +1,3 @@
+"""Headgate: one metered gateway for text completion. Importing it has no effects and costs next to nothing."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Values and rules. Standard library and msgspec only; no I/O."""

@@ -1,0 +1,208 @@
+"""One completion, from request to answer: the values every dialect, provider and the service share.
+
+Frozen, keyword-only, tuples instead of lists; `None` means "not given".
+"""
+
+from decimal import Decimal
+from typing import Literal
+
+from msgspec import Struct
+
+from headgate.core.errors import GatewayError
+from headgate.core.models import ModelSpec
+from headgate.core.money import FemtoUSD, MarginPPM, NanoUSD
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "content_filter", "error", "timeout"]
+UsageSource = Literal["provider", "tokenizer", "estimate"]
+Shape = Literal["completion", "chat"]
+
+
+class Message(Struct, frozen=True, kw_only=True, gc=False):
+    role: Role
+    content: str
+
+
+class Sampling(Struct, frozen=True, kw_only=True, gc=False):
+    """What steers generation. `None`: the provider's own default (the embedded model: temperature 1)."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class CompletionRequest(Struct, frozen=True, kw_only=True):
+    """What a client asked, whichever dialect it spoke.
+
+    Exactly one of `prompts` and `messages` is set. `plain` prompts hold words of end users: special tokens
+    written in them stay text. `chat_first`: a model that can chat gets the prompt as one user message even if
+    it could complete it raw. `max_tokens` None: `default_max_tokens`, else all the model and context allow.
+    `partial_failure`: one failed model of several does not fail the request. `answer_id` is a UUID, `stream_id`
+    128 random bits in hex, `created` Unix seconds.
+    """
+
+    request_id: str
+    answer_id: str
+    stream_id: str
+    created: int
+    dialect: str
+    models: tuple[str, ...]
+    prompts: tuple[str, ...] | None = None
+    messages: tuple[Message, ...] | None = None
+    plain: bool = False
+    chat_first: bool = False
+    n: int = 1
+    max_tokens: int | None = None
+    default_max_tokens: int | None = None
+    sampling: Sampling = Sampling()
+    stream: bool = False
+    include_usage: bool = False
+    partial_failure: bool = False
+    user: str | None = None
+    app: str | None = None
+    developer_id: str | None = None
+    application_id: str | None = None
+    margin_override: Decimal | None = None
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """One call to a provider: one prompt or one conversation, `n` choices.
+
+    The choices it yields are numbered from 0; `first_index` places them in the answer. `counts_prompt` is
+    False for further calls whose prompt the provider does not bill again.
+    """
+
+    request_id: str
+    model: ModelSpec
+    requested_model: str
+    shape: Shape
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    plain: bool = False
+    n: int = 1
+    max_tokens: int
+    sampling: Sampling
+    first_index: int = 0
+    model_index: int = 0
+    counts_prompt: bool = True
+
+
+class Usage(Struct, frozen=True, kw_only=True, gc=False):
+    """Token counts. `prompt_tokens` includes `cached_tokens`."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    source: UsageSource = "provider"
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Chunk(Struct, frozen=True, gc=False):
+    """A piece of one choice.
+
+    `tokens` is how many tokens the provider says this piece holds (None: it does not say). `usage` comes once
+    per job, usually with the last chunk; a chunk that carries only usage has index -1. `error` says why this
+    choice alone failed (several models).
+    """
+
+    index: int
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    tokens: int | None = None
+    error: GatewayError | None = None
+
+
+class Choice(Struct, frozen=True, kw_only=True, gc=False):
+    """One finished choice. `error` is set where only this choice failed (several models)."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason | None
+
+
+class Completion(Struct, frozen=True, kw_only=True):
+    """A provider's blocking answer to one job."""
+
+    choices: tuple[Choice, ...]
+    usage: Usage | None = None
+
+
+class Charge(Struct, frozen=True, kw_only=True):
+    """What one model of one request came to. `exact_*` are the provider's costs before rounding."""
+
+    model: str
+    provider: str
+    usage: Usage
+    exact_input: FemtoUSD
+    exact_output: FemtoUSD
+    cost: NanoUSD
+    price: NanoUSD
+    margin: MarginPPM
+
+
+class ModelAnswer(Struct, frozen=True, kw_only=True):
+    """What one requested model gave. `error` holds its failure; its choices are then empty."""
+
+    requested: str
+    model: str
+    provider: str
+    spec: ModelSpec
+    choices: tuple[Choice, ...]
+    charge: Charge
+    elapsed_s: float
+    created: int
+    error: GatewayError | None = None
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """A settled request: what was produced, what it came to, and the balance around it (all nano-USD)."""
+
+    request: CompletionRequest
+    models: tuple[ModelAnswer, ...]
+    price: NanoUSD
+    balance_before: NanoUSD
+    balance_after: NanoUSD
+    elapsed_s: float
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """All choices of all models, in order."""
+        if len(self.models) == 1:
+            return self.models[0].choices
+        return tuple(choice for model in self.models for choice in model.choices)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of all models summed."""
+        if len(self.models) == 1:
+            return self.models[0].charge.usage
+        usages = [model.charge.usage for model in self.models]
+        return Usage(
+            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+            completion_tokens=sum(usage.completion_tokens for usage in usages),
+            cached_tokens=sum(usage.cached_tokens for usage in usages),
+        )
+
+    @property
+    def providers(self) -> str:
+        """Providers that served, in order of choices, comma-separated."""
+        return ", ".join(dict.fromkeys(model.provider for model in self.models if model.error is None))
+
+
+class StreamEnd(Struct, frozen=True, kw_only=True):
+    """How a stream ended, after it was settled. A stream that failed raises its error instead.
+
+    `completed`: every choice finished. `aborted`: somebody stopped it, and `answer` holds what came until
+    then; `error` is None when the client asked for the stop, else says why we did (draining).
+    """
+
+    kind: Literal["completed", "aborted"]
+    answer: Answer
+    error: GatewayError | None = None

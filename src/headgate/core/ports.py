@@ -1,0 +1,87 @@
+"""The doors of the core: what the service needs from providers, stores and time."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Protocol
+
+from headgate.core.accounts import Balance, Hold, KeyRecord, Settlement, UsageRow
+from headgate.core.completion import Chunk, Completion, Job
+from headgate.core.models import ModelSpec
+
+
+class Clock(Protocol):
+    def time(self) -> float:
+        """Unix time in seconds."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        ...
+
+
+class Provider(Protocol):
+    """How the core speaks to an upstream.
+
+    `on_sent` is called once, when the request has left for the upstream: from then on its prompt is owed.
+    Before that nothing is. Cancelling a call closes its upstream connection. Errors: UpstreamError, Overloaded,
+    ModelUnavailable, and InvalidRequest for what this upstream cannot do.
+    """
+
+    name: str
+    stream_only: bool
+    """True where `complete` has no cheaper way than collecting `stream`; the service then streams always."""
+
+    def unavailable(self, model: ModelSpec) -> str | None:
+        """Why the model cannot be called at all (no key, broken file), or None."""
+        ...
+
+    async def count_prompt(self, job: Job) -> int | None:
+        """Exact prompt tokens of the job, or None where no tokenizer is at hand."""
+        ...
+
+    async def complete(self, job: Job, on_sent: Callable[[], None]) -> Completion: ...
+
+    def stream(self, job: Job, on_sent: Callable[[], None]) -> AsyncIterator[Sequence[Chunk]]:
+        """Chunks as they arrive; what arrived together comes together, so that it can leave together."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class Ledger(Protocol):
+    """Durable money. Every method enqueues at once, in order; awaiting waits for the commit.
+
+    A cancelled wait does not undo what was enqueued. LedgerUnavailable when nothing can be recorded.
+    """
+
+    def hold(self, hold: Hold) -> Awaitable[None]:
+        """Set `hold.amount` aside, atomically. InsufficientFunds when available is less."""
+        ...
+
+    def checkpoint(self, hold_id: str, rows: Sequence[UsageRow]) -> None:
+        """Remember what to charge should we die. Not awaited; a resolved hold ignores it."""
+        ...
+
+    def settle(self, hold_id: str, rows: Sequence[UsageRow]) -> Awaitable[Settlement]:
+        """Charge the rows' prices, free the rest of the hold, record the usage rows; one transaction.
+
+        With prices summing to 0 this is a release. KeyError when the hold is already resolved.
+        """
+        ...
+
+    def balance(self, account: str) -> Awaitable[Balance | None]: ...
+
+    def ping(self) -> Awaitable[None]:
+        """A real round trip to the database."""
+        ...
+
+
+class AccountStore(Protocol):
+    """Credentials and accounts, read on the way of a request."""
+
+    async def key_by_digest(self, digest: bytes) -> KeyRecord | None:
+        """The unrevoked key with this SHA-256, or None."""
+        ...
+
+    async def token_state(self, account: str, jti: str | None) -> bool:
+        """True when the account exists and the token id is not revoked."""
+        ...

@@ -1,0 +1,1 @@
+"""How clients speak to us: wire format <-> core, one file a dialect."""

@@ -1,0 +1,229 @@
+"""What every dialect is, and the checks they share.
+
+A dialect decodes a body into its wire type, turns that into a CompletionRequest, and renders answers, streams
+and errors. It knows nothing of accounts, providers or HTTP beyond status codes.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from headgate.core.accounts import Principal
+from headgate.core.completion import Answer, Chunk, CompletionRequest, StreamEnd
+from headgate.core.errors import GatewayError, InvalidRequest
+from headgate.dialects.sse import COMMENT_PING
+
+MAX_DEPTH = 64
+W = TypeVar("W")
+
+
+class Caps(Struct, frozen=True, kw_only=True):
+    """Hard bounds on what one request may ask for, checked before anything is expanded."""
+
+    max_choices: int = 128
+    max_models: int = 16
+    max_stops: int = 4
+
+
+class RequestContext(Struct, frozen=True, kw_only=True):
+    """What the service knows about a request before it is parsed. See CompletionRequest for the ids."""
+
+    principal: Principal
+    request_id: str
+    answer_id: str
+    stream_id: str
+    created: int
+
+
+class ErrorResponse(Struct, frozen=True, kw_only=True):
+    status: int
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Renderer(Protocol):
+    """Renders one stream. Every method returns bytes ready to send, perhaps none."""
+
+    def chunks(self, batch: Sequence[Chunk]) -> bytes: ...
+
+    def end(self, end: StreamEnd) -> bytes:
+        """The last events of a settled stream."""
+        ...
+
+    def error(self, error: GatewayError) -> bytes:
+        """The event for a failure after the stream began; nothing follows it."""
+        ...
+
+
+class Dialect(Protocol[W]):
+    name: str
+    ping: bytes
+
+    def decode(self, body: bytes) -> W:
+        """The typed body. MalformedBody when it is not JSON at all, InvalidRequest when a field has a wrong type."""
+        ...
+
+    def credential(self, authorization: str | None, body: bytes) -> str | None:
+        """The credential as sent, found even in a body whose other fields are wrong; None when missing."""
+        ...
+
+    def parse(self, wire: W, context: RequestContext) -> CompletionRequest:
+        """Check every field and translate. InvalidRequest names the field and what it may be."""
+        ...
+
+    def stream_headers(self, request: CompletionRequest) -> tuple[tuple[str, str], ...]: ...
+
+    def render(self, answer: Answer) -> bytes: ...
+
+    def renderer(self, request: CompletionRequest) -> Renderer: ...
+
+    def render_error(self, error: GatewayError) -> ErrorResponse: ...
+
+
+class BearerDialect:
+    """The parts shared by dialects whose credential is an Authorization header."""
+
+    ping: bytes = COMMENT_PING
+
+    def credential(self, authorization: str | None, body: bytes) -> str | None:
+        return bearer(authorization)
+
+    def stream_headers(self, request: CompletionRequest) -> tuple[tuple[str, str], ...]:
+        return ()
+
+
+class MalformedBody(InvalidRequest):
+    """The body is not a JSON object at all. This is said before the credential is looked at."""
+
+    kind: ClassVar[str] = "invalid_request"
+
+
+def bearer(authorization: str | None) -> str | None:
+    """The token of an `Authorization: Bearer` header, None when there is none."""
+    if authorization is None:
+        return None
+    scheme, _, token = authorization.partition(" ")
+    token = token.strip()
+    return token if scheme.lower() == "bearer" and token else None
+
+
+_STRING = re.compile(rb'"(?:[^"\\]+|\\.)*"', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_AS_SQUARE = bytes.maketrans(b"{}", b"[]")
+
+
+def too_deep(body: bytes, limit: int = MAX_DEPTH) -> bool:
+    """True when JSON nests deeper than `limit` levels; the outermost value is the first level.
+
+    Strings are cut out, only brackets kept, then innermost pairs removed level by level, all at C speed.
+    """
+    if body.count(b"[") + body.count(b"{") <= limit:
+        return False
+    brackets = _STRING.sub(b"", body).translate(_AS_SQUARE, _NOT_BRACKETS)
+    for _ in range(limit):
+        brackets = brackets.replace(b"[]", b"")
+        if not brackets:
+            return False
+    return True
+
+
+@cache
+def _decoder(wire: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(wire)
+
+
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$(?:\.(?P<path>.+?))?`)?$", re.DOTALL)
+
+
+def decode_body(body: bytes, wire: type[W], *, endpoint: str) -> W:
+    """The body as `wire`. MalformedBody for what is not a JSON object, InvalidRequest for a wrong type.
+
+    `endpoint` is named in field errors: `/v1/completion` and `/v1/completions` differ by a letter.
+    """
+    if too_deep(body):
+        raise MalformedBody(f"The JSON body is nested deeper than {MAX_DEPTH} levels.")
+    decoder: msgspec.json.Decoder[W] = _decoder(wire)  # type: ignore[arg-type]  # a type is hashable
+    try:
+        if not body.isascii():
+            body.decode()  # msgspec does not look inside values it skips
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _field_error(str(error), endpoint) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedBody(f"The body is not valid JSON: {_first_line(error)}.") from None
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not valid UTF-8"
+    return str(error).splitlines()[0][:200]
+
+
+def _field_error(text: str, endpoint: str) -> InvalidRequest:
+    match = _PATH.match(text)
+    what, path = (match["what"], match["path"]) if match else (text, None)
+    if path is None and what.startswith("Expected `object`"):
+        return MalformedBody("The body must be a JSON object.")
+    if path is None and what.startswith("Object missing required field"):
+        path = what.split("`")[1]
+        return InvalidRequest(f"{path} is required (POST {endpoint}).", param=path)
+    name = path or "body"
+    if not what.startswith("Expected "):
+        return InvalidRequest(f"{name}: {what[:1].lower()}{what[1:]} (POST {endpoint}).", param=path)
+    expected = what.removeprefix("Expected ").replace("`", "")
+    return InvalidRequest(f"{name}: expected {expected} (POST {endpoint}).", param=path, allowed=expected)
+
+
+def loose(body: bytes) -> dict[str, Any]:
+    """The body as a plain dict, or {} : only for finding a credential in a body whose fields are wrong."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def integer(value: float | None, name: str, low: int, high: int | None = None) -> int | None:
+    """An integer in [low, high], or None when not given; integral floats pass."""
+    if value is None:
+        return None
+    allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+    if not math.isfinite(value) or value != int(value):
+        raise InvalidRequest(f"{name} must be {allowed}.", param=name, allowed=allowed)
+    number = int(value)
+    if number < low or (high is not None and number > high):
+        raise InvalidRequest(f"{name} must be {allowed}, not {number}.", param=name, allowed=allowed)
+    return number
+
+
+def number(value: float | None, name: str, low: float, high: float) -> float | None:
+    """A number in [low, high], or None when not given."""
+    if value is None:
+        return None
+    if not low <= value <= high:
+        allowed = f"a number from {low:g} to {high:g}"
+        raise InvalidRequest(f"{name} must be {allowed}, not {value:g}.", param=name, allowed=allowed)
+    return float(value)
+
+
+def stops(value: str | Sequence[str] | None, name: str, most: int) -> tuple[str, ...]:
+    """Stop sequences: none, one string, or up to `most` non-empty strings."""
+    if value is None:
+        return ()
+    sequences = (value,) if isinstance(value, str) else tuple(value)
+    allowed = f"up to {most} non-empty strings"
+    if len(sequences) > most or not all(sequences):
+        raise InvalidRequest(f"{name} must be {allowed}.", param=name, allowed=allowed)
+    return sequences
+
+
+def unsupported(name: str, why: str) -> InvalidRequest:
+    """A documented parameter that this request cannot have honoured."""
+    return InvalidRequest(f"{name} is not supported {why}.", param=name, code="unsupported_parameter")
