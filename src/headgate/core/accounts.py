@@ -89,6 +89,14 @@ class UsageRow(Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
+class UsageRecord(Struct, frozen=True, kw_only=True):
+    """A stored usage row: who paid for it and when it was settled. Its `price` was charged, its `excess` not."""
+
+    account: str
+    created_ms: int
+    row: UsageRow
+
+
 class Hold(Struct, frozen=True, kw_only=True):
     """Money set aside for one request: its greatest possible price.
 
@@ -133,3 +141,16 @@ class KeyRecord(Struct, frozen=True, kw_only=True):
     admin: bool = False
     created_ms: int = 0
     revoked_ms: int | None = None
+
+
+class LedgerReport(Struct, frozen=True, kw_only=True):
+    """What checking the whole ledger found. `problems` name each broken rule and where."""
+
+    transfers: int
+    open_holds: int
+    held: int
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems

@@ -41,7 +41,7 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
     written in them stay text. `chat_first`: a model that can chat gets the prompt as one user message even if
     it could complete it raw. `max_tokens` None: `default_max_tokens`, else all the model and context allow.
     `partial_failure`: one failed model of several does not fail the request. `answer_id` is a UUID, `stream_id`
-    128 random bits in hex, `created` Unix seconds.
+    128 random bits in hex, `created` Unix seconds. `max_tokens_param` is what this dialect calls `max_tokens`.
     """
 
     request_id: str
@@ -57,6 +57,7 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
     n: int = 1
     max_tokens: int | None = None
     default_max_tokens: int | None = None
+    max_tokens_param: str = "max_tokens"
     sampling: Sampling = Sampling()
     stream: bool = False
     include_usage: bool = False

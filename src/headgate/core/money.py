@@ -22,6 +22,8 @@ NANO_PER_USD = 10**9
 FEMTO_PER_NANO = 10**6
 FULL_MARGIN = 10**6
 MAX_PRICE_DECIMALS = 9
+MAX_DIGITS = 24
+"""Of any amount or percentage: within the 28 that decimal arithmetic keeps exactly."""
 MAX_CREDIT = NanoUSD(10**9 * NANO_PER_USD)
 """No single credit may exceed a billion USD; sums stay far inside 64 bits."""
 
@@ -34,6 +36,9 @@ def decimal(text: str | int | Decimal) -> Decimal:
         raise ValueError(f"{text!r} is not a decimal number") from None
     if not value.is_finite():
         raise ValueError(f"{text!r} is not a finite number")
+    digits, exponent = value.as_tuple()[1:]
+    if len(digits) > MAX_DIGITS or (value and not -MAX_DIGITS < int(exponent) < MAX_DIGITS):
+        raise ValueError(f"{str(text)[:40]!r} has too many digits")
     return value
 
 

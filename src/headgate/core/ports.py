@@ -1,6 +1,6 @@
 """The doors of the core: what the service needs from providers, stores and time."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 from headgate.core.accounts import Balance, Hold, KeyRecord, Settlement, UsageRow
@@ -40,7 +40,7 @@ class Provider(Protocol):
 
     async def complete(self, job: Job, on_sent: Callable[[], None]) -> Completion: ...
 
-    def stream(self, job: Job, on_sent: Callable[[], None]) -> AsyncIterator[Sequence[Chunk]]:
+    def stream(self, job: Job, on_sent: Callable[[], None]) -> AsyncGenerator[Sequence[Chunk], None]:
         """Chunks as they arrive; what arrived together comes together, so that it can leave together."""
         ...
 

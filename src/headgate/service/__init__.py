@@ -1,0 +1,1 @@
+"""What the gateway does with a request. Start reading at complete.py."""

@@ -1,0 +1,1 @@
+"""HTTP, thinly: ASGI in, the service, ASGI out."""

@@ -1,0 +1,118 @@
+"""python -m benchmarks.run: measure the gateway next to nginx and print one table. README.md explains it."""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+
+from benchmarks import table, targets
+from benchmarks.kit import (
+    BLOCKING,
+    STREAMED,
+    BenchmarkError,
+    Cores,
+    Target,
+    build,
+    choose_cores,
+    mock_upstream,
+)
+from benchmarks.measurement import Memory, measure
+from benchmarks.process_tree import ProcessTree
+from benchmarks.profiler import profile
+
+WORKLOADS = (BLOCKING, STREAMED)
+ON_DISK = os.environ.get("TMPDIR", "/var/tmp")
+"""Where the ledger goes: /tmp is often memory, where a commit costs no write."""
+
+
+def main() -> int:
+    options = parse_options()
+    try:
+        with tempfile.TemporaryDirectory(prefix="headgate-benchmark-", dir=ON_DISK) as folder:
+            run(options, Path(folder))
+    except BenchmarkError as error:
+        print(f"benchmark failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("--rounds", type=int, help="rounds, interleaved over the targets (5)")
+    parser.add_argument("--seconds", type=float, help="load per target and workload in a round (2)")
+    parser.add_argument("--quick", action="store_true", help="2 rounds of half a second: does it run at all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there too")
+    parser.add_argument("--profile", action="store_true", help="afterwards sample the gateway with py-spy")
+    options = parser.parse_args()
+    options.rounds = options.rounds or (2 if options.quick else 5)
+    options.seconds = options.seconds or (0.5 if options.quick else 2.0)
+    return options
+
+
+def run(options: argparse.Namespace, folder: Path) -> None:
+    build()
+    cores = choose_cores()
+    if cores.target == cores.kit:
+        print(
+            "only one core may be used: load and target share it, and latencies mean nothing", file=sys.stderr
+        )
+    with ExitStack() as stack:
+        upstream = stack.enter_context(mock_upstream(cores))
+        running = start(stack, folder, upstream, cores)
+        time.sleep(1)  # what a server still does in the background after its start is not idle memory
+        idle = {target.name: ProcessTree(target.pid).rss_bytes() for target in running}
+        samples = measure(running, WORKLOADS, options.rounds, options.seconds, cores)
+        memories = [memory(target, idle[target.name]) for target in running]
+        print(
+            f"{options.rounds} rounds of {options.seconds:g} s, medians; target on core {cores.target}, ",
+            end="",
+        )
+        print(f"mock and load on core {cores.kit}; {BLOCKING.connections} blocking connections, ", end="")
+        print(f"{STREAMED.connections} streams at a time\n\n{table.render(running, samples, memories)}\n")
+        if options.json:
+            started = {target.name: target.start_s for target in running}
+            result = {"cores": cores, "start_s": started, "memory": memories, "samples": samples}
+            options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
+        check_ledger(folder)
+        if options.profile:
+            gateway = next(target for target in running if target.name == "headgate")
+            for workload in WORKLOADS:
+                print(profile(gateway, workload, max(options.seconds, 5), cores))
+
+
+def start(stack: ExitStack, folder: Path, upstream: int, cores: Cores) -> list[Target]:
+    """Start the gateway, and what there is to compare it with; says aloud what is missing."""
+    running = []
+    if targets.find_nginx():
+        running.append(stack.enter_context(targets.nginx(folder, upstream, cores)))
+    else:
+        print("nginx is not installed: its column and the ratios are left out", file=sys.stderr)
+    running.append(stack.enter_context(targets.headgate(folder, upstream, cores)))
+    if shutil.which("litellm"):
+        running.append(stack.enter_context(targets.litellm(folder, upstream, cores)))
+    else:
+        print("litellm is not on the path: its column is left out", file=sys.stderr)
+    return running
+
+
+def memory(target: Target, idle: int) -> Memory:
+    tree = ProcessTree(target.pid)
+    return Memory(target=target.name, idle=idle, loaded=tree.rss_bytes(), engine=tree.engine_rss_bytes())
+
+
+def check_ledger(folder: Path) -> None:
+    """Prove that the ledger was on: every request is in it, and it adds up."""
+    checked = targets.headgate_json(folder, "ledger", "check")
+    if not checked["ok"] or checked["open_holds"]:
+        raise BenchmarkError(f"the ledger does not add up: {checked}")
+    print(f"ledger: {checked['transfers']:,} transfers, sums to zero, no open holds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

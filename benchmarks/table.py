@@ -1,0 +1,63 @@
+"""The result as one table: a row per figure, a column per target, and how each compares to nginx."""
+
+from collections.abc import Callable, Sequence
+
+from benchmarks.kit import BLOCKING, STREAMED, Target, Workload
+from benchmarks.measurement import Memory, Sample, middle, ratio
+
+BASE = "nginx"
+
+FIGURES: tuple[tuple[Workload, str, int, Callable[[Sample], float]], ...] = (
+    (BLOCKING, "CPU µs per request", 1, lambda sample: sample.cpu_per_request),
+    (BLOCKING, "requests/s", 0, lambda sample: sample.requests_per_s),
+    (BLOCKING, "p50 ms", 2, lambda sample: sample.load.p50 / 1000),
+    (BLOCKING, "p99 ms", 2, lambda sample: sample.load.p99 / 1000),
+    (STREAMED, "CPU µs per chunk", 2, lambda sample: sample.cpu_per_chunk),
+    (STREAMED, "CPU µs per stream", 0, lambda sample: sample.cpu_per_request),
+    (STREAMED, "streams/s", 0, lambda sample: sample.requests_per_s),
+    (STREAMED, "events per stream", 0, lambda sample: sample.events_per_request),
+    (STREAMED, "p50 ms", 2, lambda sample: sample.load.p50 / 1000),
+    (STREAMED, "p99 ms", 2, lambda sample: sample.load.p99 / 1000),
+    (STREAMED, "first byte p50 ms", 2, lambda sample: sample.load.first_p50 / 1000),
+    (STREAMED, "first byte p99 ms", 2, lambda sample: sample.load.first_p99 / 1000),
+)
+
+
+def render(targets: Sequence[Target], samples: Sequence[Sample], memories: Sequence[Memory]) -> str:
+    """The table as Markdown, which reads well in a terminal and can be pasted into the README."""
+    names = [target.name for target in targets]
+    compared = [name for name in names if name != BASE] if BASE in names else []
+    rows = [["", "", *names, *(f"{name}/{BASE}" for name in compared)]]
+    for workload, title, digits, figure in FIGURES:
+        figures = [f"{middle(samples, name, workload, figure):,.{digits}f}" for name in names]
+        ratios = [f"{ratio(samples, name, BASE, workload, figure):.2f}" for name in compared]
+        rows.append([workload.name, title, *figures, *ratios])
+    rows.append(
+        ["process", "start s", *(f"{target.start_s:.2f}" for target in targets), *("" for _ in compared)]
+    )
+    sizes: dict[str, Sequence[int | None]] = {
+        "RSS idle MB": [memory.idle for memory in memories],
+        "RSS after load MB": [memory.loaded for memory in memories],
+        "engine child MB": [memory.engine for memory in memories],
+    }
+    for title, values in sizes.items():
+        rows.append(["process", title, *map(_megabytes, values), *("" for _ in compared)])
+    return _aligned(rows)
+
+
+def _megabytes(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1e6:.0f}"
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    rule = ["-" * width if column < 2 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    lines.insert(1, f"| {' | '.join(rule)} |")
+    return "\n".join(lines)

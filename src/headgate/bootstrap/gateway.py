@@ -1,0 +1,126 @@
+"""Builds the running gateway from the settings."""
+
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+
+from headgate.config import Settings, demo_model_path, model_spec
+from headgate.core.models import Catalog, ModelSpec
+from headgate.core.ports import Clock, Provider
+from headgate.providers.embedded.provider import EmbeddedProvider
+from headgate.providers.embedded.spec import spec_for
+from headgate.providers.openai_compatible import OpenAICompatible
+from headgate.providers.unbuilt import Unbuilt
+from headgate.service.billing import Billing
+from headgate.service.complete import Completions
+from headgate.service.gateway import EngineStatus, Gateway
+from headgate.service.identity import Identity
+from headgate.service.limits import Limiter
+from headgate.service.margins import MarginRules
+from headgate.service.metrics import Metrics
+from headgate.service.planning import Planner
+from headgate.service.streams import Streams
+from headgate.service.tokens import load_tokens
+from headgate.stores.accounts import SqliteAccounts
+from headgate.stores.credentials import SqliteAccountStore
+from headgate.stores.database import open_database
+from headgate.stores.ledger import SqliteLedger
+from headgate.stores.lock import folder_lock
+
+ENGINE_START_SECONDS = 30.0
+
+log = structlog.get_logger("headgate.bootstrap")
+
+
+class SystemClock:
+    """core.ports.Clock on the system's clocks."""
+
+    def time(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+def model_specs(settings: Settings) -> tuple[ModelSpec, ...]:
+    """The catalogue's rows; an embedded model's limits come from its GGUF."""
+    return tuple(
+        spec_for(row, row.path or demo_model_path())
+        if row.provider == "embedded"
+        else model_spec(row, settings.providers[row.provider].kind)
+        for row in settings.models
+    )
+
+
+def make_providers(settings: Settings, specs: Sequence[ModelSpec]) -> dict[str, Provider]:
+    """One provider per row of [providers], and the embedded one. Nothing is started or connected yet."""
+    providers: dict[str, Provider] = {"embedded": EmbeddedProvider(specs, settings.embedded)}
+    for name, row in settings.providers.items():
+        if row.kind == "openai":
+            providers[name] = OpenAICompatible(name, row, settings.key(row.api_key_env))
+        else:
+            providers[name] = Unbuilt(
+                name, f"providers of kind {row.kind!r} are not supported by this version"
+            )
+    return providers
+
+
+@asynccontextmanager
+async def open_gateway(
+    settings: Settings, *, clock: Clock | None = None, providers: Mapping[str, Provider] | None = None
+) -> AsyncGenerator[Gateway, None]:
+    """A gateway ready to serve: database migrated, left-over holds resolved, engines up or declared failed.
+
+    Holds the data folder's lock until it is closed. `providers` replace or add to the configured ones.
+    LedgerUnavailable when the folder or its database cannot be used.
+    """
+    clock = clock or SystemClock()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(folder_lock(settings.data_dir))
+        specs = model_specs(settings)
+        table = {**make_providers(settings, specs), **(providers or {})}
+        embedded = table["embedded"]
+        if isinstance(embedded, EmbeddedProvider):
+            await embedded.start()
+            stack.push_async_callback(embedded.aclose)
+        database = open_database(settings.data_dir)
+        ledger = SqliteLedger(database, clock)
+        ledger.start()
+        stack.push_async_callback(ledger.close)
+        await ledger.recover()
+        developers = [developer.account for developer in settings.developers.values()]
+        if developers:
+            SqliteAccounts(database).ensure(developers, int(clock.time() * 1000))
+        accounts = SqliteAccountStore(database)
+        stack.push_async_callback(accounts.close)
+        billing = Billing(ledger, clock, settings.margins.platform_share_percent)
+        streams, metrics, models = Streams(), Metrics(), Catalog(specs)
+        planner = Planner(models, table, MarginRules(settings.margins, settings.apps), settings.developers)
+        gateway = Gateway(
+            completions=Completions(
+                planner, Limiter(settings.limits, clock), billing, streams, clock, metrics
+            ),
+            identity=Identity(accounts, load_tokens(settings), clock),
+            streams=streams,
+            billing=billing,
+            ledger=ledger,
+            catalog=models,
+            providers=table,
+            metrics=metrics,
+            clock=clock,
+            drain_deadline_s=settings.server.drain_deadline_s,
+            engine_statuses=_engine_statuses(embedded),
+        )
+        gateway.start()
+        stack.push_async_callback(gateway.aclose)
+        if isinstance(embedded, EmbeddedProvider):
+            await embedded.ready_or_failed(ENGINE_START_SECONDS)
+        yield gateway
+
+
+def _engine_statuses(provider: Provider) -> Callable[[], Mapping[str, EngineStatus]]:
+    if not isinstance(provider, EmbeddedProvider):
+        return dict
+    return lambda: {status.model: status for status in provider.status()}

@@ -1,0 +1,175 @@
+"""The settings' types: headgate.toml as written (`Document`), and what was made of it (`Settings`)."""
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+
+from headgate.core.accounts import App, Developer, Variable
+from headgate.core.models import Mode
+from headgate.core.money import MarginPPM
+
+ACCOUNT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+ProviderKind = Literal["openai", "anthropic", "cohere", "embedded"]
+Algorithm = Literal["HS256", "RS256", "ES256"]
+BUILT_KINDS = ("openai", "embedded")
+
+
+class ConfigError(Exception):
+    """A setting is wrong; the message names the file, the key and the reason."""
+
+
+class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    env: str = "production"
+    public_url: str = ""
+    cors_origins: tuple[str, ...] = ("*",)
+    first_chunk_wait_s: float = 5.0
+    ping_interval_s: float = 10.0
+    drain_deadline_s: float = 30.0
+    write_timeout_s: float = 60.0
+    max_body_bytes: int = 10 * 1024 * 1024
+    max_choices: int = 128
+    max_models: int = 16
+    max_stops: int = 4
+
+
+class TokenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    algorithm: Algorithm = "HS256"
+    secret_env: str = ""
+    public_key_file: str = ""
+    jwks_file: str = ""
+
+
+class BillingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    credit_usd: str = "0.0001"
+    gross_margin_percent: str = "0"
+    min_gross_margin_percent: str | None = None
+    max_gross_margin_percent: str = "99"
+    platform_share_percent: str = "0"
+
+
+class EmbeddedSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The embedded engine: parallel slots and threads per model, and how many requests may wait."""
+
+    slots: int = 4
+    threads: int = 1
+    max_queue: int = 256
+
+
+class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+
+
+class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "text"] = "auto"
+
+
+class ProviderSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One upstream service. Times in seconds; `timeout_s` is the longest silence."""
+
+    kind: ProviderKind
+    base_url: str = ""
+    api_key_env: str = ""
+    timeout_s: float = 60.0
+    total_timeout_s: float = 600.0
+    max_concurrency: int = 512
+
+
+class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A `[[models]]` row as written; prices in USD per million tokens, as strings."""
+
+    name: str
+    provider: str
+    upstream_name: str = ""
+    mode: Mode | None = None
+    context_window: int | None = None
+    max_input_tokens: int | None = None
+    max_output_tokens: int | None = None
+    temperature: tuple[float, float] = (0.0, 2.0)
+    input_price: str | None = None
+    cached_input_price: str | None = None
+    output_price: str | None = None
+    gross_margin_percent: str | None = None
+    vision: bool = False
+    aliases: tuple[str, ...] = ()
+    fallbacks: tuple[str, ...] = ()
+    path: str | None = None
+
+
+class AppSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: str
+    prompt: str
+    variables: tuple[Variable, ...]
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    description: str = ""
+    gross_margin_percent: str | None = None
+
+
+class DeveloperSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    account: str
+    applications: tuple[str, ...] = ()
+
+
+class Document(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """headgate.toml, and the catalogue file (which uses providers and models only)."""
+
+    server: ServerSettings = ServerSettings()
+    tokens: TokenSettings = TokenSettings()
+    billing: BillingSettings = BillingSettings()
+    embedded: EmbeddedSettings = EmbeddedSettings()
+    limits: LimitSettings = LimitSettings()
+    log: LogSettings = LogSettings()
+    providers: dict[str, ProviderSettings] = {}
+    models: tuple[ModelSettings, ...] = ()
+    apps: dict[str, AppSettings] = {}
+    developers: dict[str, DeveloperSettings] = {}
+
+
+class Margins(Struct, frozen=True, kw_only=True):
+    """The installation's gross margins in millionths, and the platform's percentage of a developer's margin."""
+
+    default: MarginPPM
+    floor: MarginPPM | None
+    cap: MarginPPM
+    platform_share_percent: Decimal
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Everything that was decided before the start. `environ` is the environment as it was read."""
+
+    source: str
+    data_dir: Path
+    environ: Mapping[str, str]
+    server: ServerSettings
+    tokens: TokenSettings
+    embedded: EmbeddedSettings
+    limits: LimitSettings
+    log: LogSettings
+    margins: Margins
+    credit_usd: Decimal
+    providers: Mapping[str, ProviderSettings]
+    models: tuple[ModelSettings, ...]
+    apps: Mapping[str, App]
+    developers: Mapping[str, Developer]
+
+    def key(self, variable: str) -> str | None:
+        """The value of an environment variable; an empty one counts as not set."""
+        return self.environ.get(variable) or None
+
+
+DEFAULT_APP = App(
+    name="default",
+    model="demo",
+    prompt="{{query}}",
+    variables=(Variable(name="query", label="Query", type="paragraph", required=True),),
+    description="Answers one query.",
+)

@@ -1,0 +1,158 @@
+"""One engine process: how it is started, what it says, how it is ended.
+
+It runs in its own session (a Ctrl-C in the terminal is for the gateway alone), with an environment that holds no
+secrets, and listens on a unix socket in its own folder of mode 0700; where the path is too long for a socket it
+listens on loopback and wants a random key, which it reads from its stdin.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import secrets
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from headgate.providers.embedded.client import Address
+
+MAX_SOCKET_PATH = 100
+"""Bytes; systems stop at 104 to 108."""
+
+KEPT_LINES = 40
+KEPT_LINE_LENGTH = 300
+_PASSED_VARIABLES = frozenset({"HOME", "LANG", "PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "VIRTUAL_ENV"})
+_PASSED_PREFIXES = ("CUDA_", "DYLD_", "GGML_", "LC_", "LD_", "OMP_", "PYTHON")
+_LOG_PREFIX = re.compile(r"^[\d.]+ [A-Z] (\w+ +)?")
+_WARNING_LINE = re.compile(r"^[\d.]+ W ")
+_ERROR_LINE = re.compile(r"^[\d.]+ E |^error: ")
+
+
+class _ReadyLine(Struct):
+    ready: str
+
+
+class Child:
+    """A started engine process. Call `end` in any case; it leaves nothing behind but `folder`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, address: Address) -> None:
+        self._process = process
+        self._address = address
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._listener = asyncio.create_task(self._listen())
+
+    @classmethod
+    async def start(cls, file: str, arguments: Sequence[str], folder: Path) -> "Child":
+        """Start an engine for the model `file`, its socket in `folder`. OSError when that is impossible."""
+        address = Address(path=str(folder / "engine.sock"))
+        place = ["--socket", address.path]
+        if len(os.fsencode(address.path)) > MAX_SOCKET_PATH:
+            address, place = Address(key=secrets.token_hex(32)), []
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            # Not the current folder: a json.py in it must not become part of the engine.
+            "-P",
+            "-m",
+            "headgate.providers.embedded.engine",
+            file,
+            *place,
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=_environment(os.environ),
+            start_new_session=True,
+        )
+        if address.key and process.stdin is not None:
+            process.stdin.write(f"{address.key}\n".encode())
+        return cls(process, address)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.returncode is None
+
+    async def ready(self, timeout: float) -> Address | None:
+        """Where it listens, once it does. None when it ended before, or said nothing for `timeout` seconds."""
+        assert self._process.stdout is not None  # noqa: S101  # it is a pipe
+        try:
+            async with asyncio.timeout(timeout):
+                line = await self._process.stdout.readline()
+                if not line:
+                    await self._process.wait()
+                    return None
+            if self._address.path:
+                return self._address
+            url = msgspec.json.decode(line, type=_ReadyLine).ready
+            return Address(port=int(url.rsplit(":", 1)[1]), key=self._address.key)
+        except (TimeoutError, ValueError):  # ValueError: not a ready line
+            return None
+
+    async def ended(self) -> None:
+        await self._process.wait()
+        await self._listener
+
+    def ending(self, *, was_ready: bool, file: str) -> str:
+        """How and why it ended, in one line: the first error of a start, the last line of a crash."""
+        ending = _exit(self._process.returncode)
+        lines = [line for line in self._lines if not _WARNING_LINE.match(line)]
+        if not lines:
+            return ending
+        errors = () if was_ready else [line for line in lines if _ERROR_LINE.match(line)]
+        # Where models lie is the operator's business: the health page is open to all.
+        said = _LOG_PREFIX.sub("", errors[0] if errors else lines[-1]).replace(file, Path(file).name)
+        return f"{ending}: {said}"
+
+    async def end(self, grace_s: float) -> None:
+        """Terminate, then kill."""
+        process = self._process
+        if process.stdin is not None:
+            process.stdin.close()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                async with asyncio.timeout(grace_s):
+                    await process.wait()
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        self._listener.cancel()
+
+    async def _listen(self) -> None:
+        """Keep the last lines of stderr, cut; read all of it, or the engine would block."""
+        stderr = self._process.stderr
+        assert stderr is not None  # noqa: S101  # it is a pipe
+        rest = b""
+        while piece := await stderr.read(4096):
+            *complete, rest = (rest + piece).split(b"\n")
+            self._lines.extend(
+                line[:KEPT_LINE_LENGTH].decode("utf-8", "replace") for line in complete if line
+            )
+            rest = rest[-KEPT_LINE_LENGTH:]
+        if rest:
+            self._lines.append(rest.decode("utf-8", "replace"))
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environ.items()
+        if name in _PASSED_VARIABLES or name.startswith(_PASSED_PREFIXES)
+    }
+
+
+def _exit(returncode: int | None) -> str:
+    if returncode is not None and returncode < 0:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(-returncode).name}"
+    return f"exit {returncode}"

@@ -1,0 +1,172 @@
+"""Keeps one engine alive: starts it, waits until it is ready, restarts it with growing delays."""
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from headgate.core.errors import Overloaded
+from headgate.providers.embedded.child import Child
+from headgate.providers.embedded.client import Address
+
+State = Literal["starting", "up", "down", "failed"]
+
+log = structlog.get_logger("headgate.embedded")
+
+
+class Restarts(Struct, frozen=True, kw_only=True):
+    """Delays double from `first_s` to `longest_s` and start over once an engine has been up for `stable_s`.
+
+    After `attempts` starts in a row that never became ready (within `ready_s`) the engine counts as failed.
+    """
+
+    first_s: float = 0.1
+    longest_s: float = 10.0
+    stable_s: float = 30.0
+    ready_s: float = 300.0
+    attempts: int = 3
+    grace_s: float = 3.0
+
+
+class EngineStatus(Struct, frozen=True, kw_only=True):
+    """For health, metrics and logs. `reason` says why it is not up, or why it was restarted last.
+
+    `running` and `waiting` count requests that generate and that queue for a slot.
+    """
+
+    model: str
+    state: State
+    reason: str | None = None
+    pid: int | None = None
+    restarts: int = 0
+    running: int = 0
+    waiting: int = 0
+
+
+class Supervisor:
+    """One engine process for one model file. `context` is in tokens per slot."""
+
+    def __init__(
+        self,
+        file: str,
+        *,
+        slots: int,
+        threads: int,
+        context: int,
+        restarts: Restarts | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self._file = file
+        self._arguments = ("--slots", str(slots), "--threads", str(threads), "--context", str(context))
+        self._restarts = restarts or Restarts()
+        self._folder = folder
+        self._status = EngineStatus(model=Path(file).name, state="starting")
+        self._address: Address | None = None
+        self._decided = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin in the background; see `ready_or_failed`."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep_alive(), name=f"engine {self._status.model}")
+
+    def status(self) -> EngineStatus:
+        return self._status
+
+    def address(self) -> Address:
+        """Where the engine listens. Overloaded while it does not."""
+        if self._address is None:
+            raise Overloaded("The embedded engine is not ready; it is being started.", retry_after=1)
+        return self._address
+
+    async def ready_or_failed(self, timeout: float) -> EngineStatus:
+        """Wait until the engine has been up once, has failed, or `timeout` seconds passed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._decided.wait()
+        return self._status
+
+    async def aclose(self) -> None:
+        """End the engine, by force after the grace time."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._address = None
+        self._status = msgspec.structs.replace(self._status, state="down", reason="closed", pid=None)
+
+    async def _keep_alive(self) -> None:
+        delay = self._restarts.first_s
+        failures = 0
+        while True:
+            up_for = await self._run_once()
+            if up_for is None:
+                failures += 1
+            else:
+                failures = 0
+                if up_for >= self._restarts.stable_s:
+                    delay = self._restarts.first_s
+            state: State = "failed" if failures >= self._restarts.attempts else "down"
+            self._status = msgspec.structs.replace(
+                self._status, state=state, pid=None, restarts=self._status.restarts + 1
+            )
+            log.warning(
+                "engine stopped",
+                model=self._status.model,
+                reason=self._status.reason,
+                state=state,
+                restart_in_s=delay,
+            )
+            if state == "failed":
+                self._decided.set()
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, self._restarts.longest_s)
+
+    async def _run_once(self) -> float | None:
+        """One life of an engine: seconds it was up, or None when it never was. Leaves the reason in the status."""
+        began = time.monotonic()
+        folder: Path | None = None
+        child: Child | None = None
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="headgate-", dir=self._folder))
+            child = await Child.start(self._file, self._arguments, folder)
+            address = await child.ready(self._restarts.ready_s)
+            if address is None:
+                if child.running:
+                    self._fell(f"not ready within {self._restarts.ready_s:g} seconds")
+                else:
+                    await child.ended()
+                    self._fell(child.ending(was_ready=False, file=self._file))
+                return None
+            now = time.monotonic()
+            self._rise(child, address, now - began)
+            await child.ended()
+            self._fell(child.ending(was_ready=True, file=self._file))
+            return time.monotonic() - now
+        except OSError as error:
+            self._fell(f"the engine cannot be started: {error.strerror}")
+            return None
+        finally:
+            self._address = None
+            if child is not None:
+                await child.end(self._restarts.grace_s)
+            # The engine removes it too, but not after a SIGKILL.
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _rise(self, child: Child, address: Address, took_s: float) -> None:
+        self._address = address
+        self._status = msgspec.structs.replace(self._status, state="up", pid=child.pid)
+        log.info("engine up", model=self._status.model, pid=child.pid, took_s=round(took_s, 3))
+        self._decided.set()
+
+    def _fell(self, reason: str) -> None:
+        self._status = msgspec.structs.replace(self._status, reason=reason)

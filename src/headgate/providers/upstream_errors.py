@@ -1,0 +1,133 @@
+"""What an upstream's refusal means to us, whether it came as a status, in a body or as an event.
+
+Only where the upstream says that the request is wrong does the client read its words, without our key.
+"""
+
+import math
+from collections.abc import Mapping
+
+import msgspec
+from msgspec import Struct
+
+from headgate.core.errors import (
+    UpstreamAuth,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamRateLimited,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+
+MAX_MESSAGE = 500
+MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1, 120
+
+STATUS_OF_CODE = {
+    "invalid_request_error": 400,
+    "context_length_exceeded": 400,
+    "invalid_api_key": 401,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "overloaded": 503,
+    "overloaded_error": 503,
+    "service_unavailable": 503,
+    "timeout": 504,
+    "timeout_error": 504,
+}
+"""What upstreams call errors that come without a status of their own."""
+
+
+class _Reported(Struct, frozen=True):
+    message: str | None = None
+    code: str | int | None = None
+    type: str | None = None
+
+
+class _ErrorBody(Struct, frozen=True):
+    """The three places where upstreams put their words."""
+
+    error: _Reported | str | None = None
+    message: str | None = None
+    detail: str | None = None
+
+
+def from_status(
+    provider: str, status: int, headers: Mapping[str, str], body: bytes, key: str | None
+) -> UpstreamError:
+    """The error for a response that is not a 200. `key` is cut out of any words passed on."""
+    return _error(provider, status, _words(body), _seconds(headers.get("Retry-After")), key)
+
+
+def from_report(provider: str, reported: object, key: str | None) -> UpstreamError:
+    """The error for an `error` object in a 200 answer or in an event."""
+    if isinstance(reported, str):
+        reported = {"message": reported}
+    try:
+        error = msgspec.convert(reported, _Reported)
+    except msgspec.ValidationError:
+        error = _Reported()
+    return _error(provider, _status(error), error.message, MIN_RETRY_AFTER, key)
+
+
+def _status(error: _Reported) -> int:
+    code = error.code
+    if isinstance(code, str):
+        code = int(code) if code.isascii() and code.isdigit() else STATUS_OF_CODE.get(code)
+    if code is None:
+        code = STATUS_OF_CODE.get(error.type or "")
+    return code if code is not None and 400 <= code <= 599 else 500
+
+
+def _error(provider: str, status: int, words: str | None, retry_after: int, key: str | None) -> UpstreamError:
+    error: UpstreamError
+    match status:
+        case 400 | 413 | 422:
+            return UpstreamRejected(
+                _safe(words, key) or f"The provider {provider} rejects this request.", status=status
+            )
+        case 401 | 402 | 403:
+            error = UpstreamAuth(f"The provider {provider} refuses this gateway's own key or account.")
+        case 429:
+            error = UpstreamRateLimited(
+                f"The provider {provider} asks for fewer requests.", retry_after=retry_after
+            )
+        case 503 | 529:
+            error = UpstreamUnavailable(f"The provider {provider} is overloaded.", retry_after=retry_after)
+        case 408 | 504:
+            error = UpstreamTimeout(f"The provider {provider} did not answer in time.")
+        case _:
+            error = UpstreamFailed(f"The provider {provider} failed with status {status}.")
+    error.status = status
+    return error
+
+
+def _words(body: bytes) -> str | None:
+    try:
+        found = msgspec.json.decode(body, type=_ErrorBody)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if isinstance(found.error, str):
+        return found.error
+    return (found.error.message if found.error else None) or found.message or found.detail
+
+
+def _safe(words: str | None, key: str | None) -> str:
+    if not words:
+        return ""
+    if key:
+        words = words.replace(key, "[key]")
+    return words if len(words) <= MAX_MESSAGE else words[: MAX_MESSAGE - 1] + "…"
+
+
+def _seconds(retry_after: str | None) -> int:
+    """Retry-After in whole seconds, kept within what clients accept; a date counts as not given."""
+    try:
+        seconds = float(retry_after or 0)
+    except ValueError:
+        seconds = 0
+    if not math.isfinite(seconds):
+        seconds = MAX_RETRY_AFTER
+    return math.ceil(min(max(seconds, MIN_RETRY_AFTER), MAX_RETRY_AFTER))

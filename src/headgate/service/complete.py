@@ -1,0 +1,271 @@
+"""The whole way of a request, top to bottom:
+
+    plan (resolve, validate, ceiling) -> limits -> hold -> call the providers -> meter -> settle -> answer
+
+Blocking and streamed requests take the same way; a stream only hands its chunks on while it goes.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing
+
+import structlog
+
+from headgate.core.accounts import Hold, Principal, Settlement
+from headgate.core.completion import (
+    Answer,
+    Chunk,
+    Completion,
+    CompletionRequest,
+    FinishReason,
+    ModelAnswer,
+    StreamEnd,
+)
+from headgate.core.errors import GatewayError, InternalError, Overloaded, UpstreamFailed, UpstreamTimeout
+from headgate.core.ports import Clock
+from headgate.service.billing import Bill, Billing
+from headgate.service.limits import Limiter
+from headgate.service.meter import JobMeter, Meter, ModelMeter
+from headgate.service.metrics import Metrics
+from headgate.service.planning import Plan, Planner
+from headgate.service.streams import Running, RunningStream, Streams
+
+log = structlog.get_logger("headgate.complete")
+
+
+class Completions:
+    def __init__(
+        self,
+        planner: Planner,
+        limits: Limiter,
+        billing: Billing,
+        streams: Streams,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._planner = planner
+        self._limits = limits
+        self._billing = billing
+        self._streams = streams
+        self._clock = clock
+        self._metrics = metrics
+        self._metered: dict[int, tuple[Plan, Meter, Hold]] = {}
+
+    async def complete(self, request: CompletionRequest, principal: Principal, running: Running) -> Answer:
+        """Answer a blocking request. Raises a GatewayError; nothing is charged then."""
+        running.begin(asyncio.current_task())
+        self._streams.add(running)
+        try:
+            end = await self._run(request, principal, running)
+        finally:
+            self._streams.remove(running)
+        if end.kind == "aborted":
+            raise end.error or Overloaded("The request was stopped.")
+        return end.answer
+
+    def stream(self, request: CompletionRequest, principal: Principal, running: RunningStream) -> None:
+        """Start a stream; read it from `running`, which ends with a StreamEnd or raises."""
+        self._streams.add(running)
+        running.begin(asyncio.ensure_future(self._produce(request, principal, running)))
+
+    async def _produce(
+        self, request: CompletionRequest, principal: Principal, running: RunningStream
+    ) -> None:
+        try:
+            end: StreamEnd | BaseException = await self._run(request, principal, running)
+        except GatewayError as error:
+            end = error
+        except asyncio.CancelledError:
+            end = Overloaded("The request was stopped before it began.")
+        except Exception:
+            log.exception("stream failed", request_id=request.request_id)
+            end = InternalError()
+        self._streams.remove(running)
+        running.finish(end)
+
+    async def _run(self, request: CompletionRequest, principal: Principal, running: Running) -> StreamEnd:
+        started = running.started_at = self._clock.monotonic()
+        plan = await self._planner.plan(request, principal)
+        running.limit_headers = self._limits.admit(principal, plan.token_ceiling)
+        hold = await self._billing.hold(plan)
+        running.providers = _serving(plan)
+        meter = Meter(plan.models)
+        self._metered[id(meter)] = (plan, meter, hold)
+        failure: GatewayError | None = None
+        try:
+            await self._call(plan, meter, running)
+            failure = _all_failed(meter)
+        except asyncio.CancelledError:
+            _absorb_cancellation()
+            if running.stop_reason is None:
+                running.stop_reason = "draining"
+        except GatewayError as error:
+            failure = error
+        except Exception:
+            log.exception("request failed", request_id=request.request_id)
+            failure = InternalError()
+        finally:
+            running.closing()
+            del self._metered[id(meter)]
+            bill = self._bill(plan, meter, running, failure)
+            fallback = bill if plan.request.stream else self._billing.bill(plan, meter, keep=False)
+            settlement = await self._billing.close(hold, bill, fallback)
+        self._limits.used(principal, plan.token_ceiling, _tokens(bill))
+        answer = self._answer(plan, meter, bill, settlement, started)
+        self._metrics.request(answer, plan, running, failure)
+        if failure is not None:
+            raise failure
+        if running.stop_reason is None:
+            return StreamEnd(kind="completed", answer=answer)
+        draining = Overloaded("The gateway is shutting down.") if running.stop_reason == "draining" else None
+        return StreamEnd(kind="aborted", answer=answer, error=draining)
+
+    async def _call(self, plan: Plan, meter: Meter, running: Running) -> None:
+        if len(meter.models) == 1:
+            await self._call_model(plan, meter.models[0], running)
+        else:
+            await _together([self._call_model(plan, model, running) for model in meter.models])
+
+    async def _call_model(self, plan: Plan, model: ModelMeter, running: Running) -> None:
+        started = self._clock.monotonic()
+        try:
+            if model.failure is not None:
+                raise model.failure
+            if len(model.jobs) == 1:
+                await self._call_job(plan, model, model.jobs[0], running)
+            else:
+                await _together([self._call_job(plan, model, job, running) for job in model.jobs])
+        except GatewayError as error:
+            model.failure = error
+            if not plan.request.partial_failure:
+                raise
+            if isinstance(running, RunningStream):
+                await running.put([_failed_chunk(model, error)])
+        finally:
+            model.elapsed_s = self._clock.monotonic() - started
+
+    async def _call_job(self, plan: Plan, model: ModelMeter, meter: JobMeter, running: Running) -> None:
+        job, provider = meter.planned.job, model.planned.provider
+        if job.max_tokens == 0:
+            await self._hand_on(_nothing(job.n), meter, running)
+        elif plan.request.stream or provider.stream_only:
+            async with aclosing(provider.stream(job, meter.mark_sent)) as chunks:
+                async for batch in chunks:
+                    await self._hand_on(batch, meter, running)
+        else:
+            completion: Completion = await provider.complete(job, meter.mark_sent)
+            meter.complete(completion)
+
+    async def _hand_on(self, batch: Sequence[Chunk], meter: JobMeter, running: Running) -> None:
+        meter.add(batch)
+        if running.first_output_at is None and batch:
+            running.first_output_at = self._clock.monotonic()
+        if isinstance(running, RunningStream):
+            first = meter.planned.job.first_index
+            await running.put([_placed(chunk, first) for chunk in batch] if first else batch)
+
+    def _bill(self, plan: Plan, meter: Meter, running: Running, failure: GatewayError | None) -> Bill:
+        """Errors are never charged; a broken stream is charged for what was delivered."""
+        if failure is not None:
+            return self._billing.bill(
+                plan, meter, keep=plan.request.stream and meter.produced, reason=failure.kind
+            )
+        if running.stop_reason == "draining":
+            return self._billing.bill(
+                plan, meter, keep=plan.request.stream and meter.produced, reason="overloaded"
+            )
+        return self._billing.bill(plan, meter, keep=True)
+
+    def _answer(self, plan: Plan, meter: Meter, bill: Bill, settlement: Settlement, started: float) -> Answer:
+        now = int(self._clock.time())
+        return Answer(
+            request=plan.request,
+            models=tuple(
+                ModelAnswer(
+                    requested=model.planned.requested,
+                    model=model.planned.requested,
+                    provider=model.planned.spec.provider,
+                    spec=model.planned.spec,
+                    choices=model.choices() if model.failure is None else (),
+                    charge=charge,
+                    elapsed_s=model.elapsed_s,
+                    created=now,
+                    error=model.failure,
+                )
+                for model, charge in zip(meter.models, bill.charges, strict=True)
+            ),
+            price=settlement.price,
+            balance_before=settlement.balance_before,
+            balance_after=settlement.balance_after,
+            elapsed_s=self._clock.monotonic() - started,
+        )
+
+    @property
+    def open_holds(self) -> int:
+        return len(self._metered)
+
+    def checkpoint(self) -> None:
+        """Write down what running requests have used, so that a crash does not lose it. Called every second."""
+        for plan, meter, hold in self._metered.values():
+            if meter.take_dirty():
+                self._billing.checkpoint(hold, plan, meter)
+
+
+async def _together(coroutines: Sequence[Coroutine[object, object, None]]) -> None:
+    """Run all at once; the first failure, or a cancellation, ends the others and is raised."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        unfinished = [task for task in tasks if not task.done()]
+        for task in unfinished:
+            task.cancel()
+        if unfinished:
+            await asyncio.wait(unfinished)
+    for task in done:
+        task.result()
+
+
+def _absorb_cancellation() -> None:
+    """We were cancelled on purpose and go on to settle; later time-outs must not take it for theirs."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
+
+
+def _all_failed(meter: Meter) -> GatewayError | None:
+    """The error to answer with when not one model gave anything; a failure weighs more than a time-out."""
+    failures = [model.failure for model in meter.models if model.failure is not None]
+    if len(failures) < len(meter.models):
+        return None
+    for kind in (UpstreamFailed, UpstreamTimeout):
+        for failure in failures:
+            if isinstance(failure, kind):
+                return failure
+    return failures[0]
+
+
+def _failed_chunk(model: ModelMeter, error: GatewayError) -> Chunk:
+    reason: FinishReason = "timeout" if isinstance(error, UpstreamTimeout) else "error"
+    return Chunk(model.planned.first_index, finish_reason=reason, error=error)
+
+
+def _nothing(n: int) -> list[Chunk]:
+    """The choices of a request for no tokens."""
+    return [Chunk(index, finish_reason="length", tokens=0) for index in range(n)]
+
+
+def _placed(chunk: Chunk, first: int) -> Chunk:
+    """The chunk with its choice's place in the whole answer."""
+    if chunk.index < 0:
+        return chunk
+    return Chunk(chunk.index + first, chunk.text, chunk.finish_reason, chunk.usage, chunk.tokens, chunk.error)
+
+
+def _serving(plan: Plan) -> str:
+    names = (model.spec.provider for model in plan.models if model.failure is None)
+    return ", ".join(dict.fromkeys(names))
+
+
+def _tokens(bill: Bill) -> int:
+    return sum(charge.usage.total_tokens for charge in bill.charges)

@@ -1,0 +1,44 @@
+"""Token counts where no tokenizer is at hand: a floor, a ceiling and a likely value, from UTF-8 bytes.
+
+Byte-pair vocabularies hold every byte, so a text never has more tokens than bytes. Typical text has a token per
+four bytes; the longest tokens in common vocabularies (runs of blanks) are far longer, so the floor is cautious.
+"""
+
+from headgate.core.completion import Job
+
+BYTES_PER_TOKEN = 4
+CAUTIOUS_BYTES_PER_TOKEN = 16
+TOKENS_PER_MESSAGE = 16
+"""What a chat template adds around one message, at most."""
+
+
+def at_most(job: Job) -> int:
+    """An upper bound of the prompt's tokens."""
+    return _bytes(job) + TOKENS_PER_MESSAGE * _messages(job)
+
+
+def at_least(job: Job) -> int:
+    """A lower bound of the prompt's tokens."""
+    return _bytes(job) // CAUTIOUS_BYTES_PER_TOKEN
+
+
+def likely(job: Job) -> int:
+    """What the prompt probably comes to."""
+    return -(-_bytes(job) // BYTES_PER_TOKEN) + 4 * _messages(job)
+
+
+def likely_in_text(text: str) -> int:
+    """What a piece of text probably comes to; at least 1 for any text at all."""
+    return -(-len(text.encode()) // BYTES_PER_TOKEN)
+
+
+def _messages(job: Job) -> int:
+    if job.messages is not None:
+        return len(job.messages)
+    return 1 if job.shape == "chat" else 0
+
+
+def _bytes(job: Job) -> int:
+    if job.messages is not None:
+        return sum(len(message.content.encode()) for message in job.messages)
+    return len((job.prompt or "").encode())

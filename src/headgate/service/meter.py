@@ -1,0 +1,155 @@
+"""Usage and text produced so far, and where the figures come from.
+
+The provider's own figures win, a reported zero included; then exact tokens; then an estimate.
+"""
+
+from collections.abc import Sequence
+
+from headgate.core.completion import Choice, Chunk, Completion, FinishReason, Usage, UsageSource
+from headgate.core.errors import GatewayError
+from headgate.core.money import FemtoUSD
+from headgate.service.estimates import likely_in_text
+from headgate.service.planning import PlannedJob, PlannedModel
+
+
+class JobMeter:
+    """Counts one call. Lives on the event loop; `add` is the hot path of every stream."""
+
+    __slots__ = ("_finish", "_pieces", "_tokens", "_tokens_known", "_usage", "dirty", "planned", "sent")
+
+    def __init__(self, planned: PlannedJob) -> None:
+        self.planned = planned
+        self.sent = False
+        self.dirty = False
+        self._pieces: list[list[str]] = [[] for _ in range(planned.job.n)]
+        self._finish: list[FinishReason | None] = [None] * planned.job.n
+        self._tokens = 0
+        self._tokens_known = True
+        self._usage: Usage | None = None
+
+    def mark_sent(self) -> None:
+        """From now on the prompt is owed."""
+        self.sent = True
+        self.dirty = True
+
+    def add(self, batch: Sequence[Chunk]) -> None:
+        self.dirty = True
+        for chunk in batch:
+            if chunk.usage is not None:
+                self._usage = chunk.usage
+            index = chunk.index
+            if index < 0:
+                continue
+            if chunk.text:
+                self._pieces[index].append(chunk.text)
+                if chunk.tokens is None:
+                    self._tokens_known = False
+            if chunk.tokens is not None:
+                self._tokens += chunk.tokens
+            if chunk.finish_reason is not None:
+                self._finish[index] = chunk.finish_reason
+
+    def complete(self, completion: Completion) -> None:
+        self._usage = completion.usage
+        self._tokens_known = False
+        for choice in completion.choices:
+            self._pieces[choice.index] = [choice.text]
+            self._finish[choice.index] = choice.finish_reason
+
+    @property
+    def produced(self) -> bool:
+        """True once anything came that a client may have read."""
+        return any(self._pieces)
+
+    def choices(self) -> list[Choice]:
+        first = self.planned.job.first_index
+        return [
+            Choice(index=first + index, text="".join(pieces), finish_reason=self._finish[index])
+            for index, pieces in enumerate(self._pieces)
+        ]
+
+    def usage(self) -> Usage:
+        counts_prompt = self.planned.job.counts_prompt
+        if self._usage is not None:
+            if counts_prompt:
+                return self._usage
+            return Usage(
+                prompt_tokens=0, completion_tokens=self._usage.completion_tokens, source=self._usage.source
+            )
+        source: UsageSource = "tokenizer"
+        prompt = 0
+        if self.sent and counts_prompt:
+            prompt = self.planned.likely
+            if self.planned.counted is None:
+                source = "estimate"
+        completion = self._tokens
+        if not self._tokens_known:
+            source = "estimate"
+            completion = sum(likely_in_text("".join(pieces)) for pieces in self._pieces)
+        return Usage(prompt_tokens=prompt, completion_tokens=completion, source=source)
+
+
+class ModelMeter:
+    """Sums the calls of one requested model. `failure` is why it gave nothing, or not all."""
+
+    def __init__(self, planned: PlannedModel) -> None:
+        self.planned = planned
+        self.jobs = [JobMeter(job) for job in planned.jobs]
+        self.failure: GatewayError | None = planned.failure
+        self.elapsed_s = 0.0
+
+    @property
+    def produced(self) -> bool:
+        return any(job.produced for job in self.jobs)
+
+    def choices(self) -> tuple[Choice, ...]:
+        if len(self.jobs) == 1:
+            return tuple(self.jobs[0].choices())
+        return tuple(sorted((c for job in self.jobs for c in job.choices()), key=lambda choice: choice.index))
+
+    def usage(self) -> Usage:
+        if len(self.jobs) == 1:
+            return self.jobs[0].usage()
+        usages = [job.usage() for job in self.jobs]
+        sources = {usage.source for usage in usages}
+        source: UsageSource = "estimate"
+        if sources <= {"provider"}:
+            source = "provider"
+        elif "estimate" not in sources:
+            source = "tokenizer"
+        return Usage(
+            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+            completion_tokens=sum(usage.completion_tokens for usage in usages),
+            cached_tokens=sum(usage.cached_tokens for usage in usages),
+            source=source,
+        )
+
+    def exact(self, usage: Usage) -> tuple[FemtoUSD, FemtoUSD]:
+        """The provider's cost before rounding: (input, output) in femto-USD."""
+        spec = self.planned.spec
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        return (
+            FemtoUSD(fresh * spec.input_rate + usage.cached_tokens * spec.cached_rate),
+            FemtoUSD(usage.completion_tokens * spec.output_rate),
+        )
+
+
+class Meter:
+    """Everything one request has used so far."""
+
+    def __init__(self, models: Sequence[PlannedModel]) -> None:
+        self.models = [ModelMeter(model) for model in models]
+
+    def take_dirty(self) -> bool:
+        """True when something changed since the last time; resets the mark."""
+        dirty = False
+        for model in self.models:
+            for job in model.jobs:
+                if job.dirty:
+                    job.dirty = False
+                    dirty = True
+        return dirty
+
+    @property
+    def produced(self) -> bool:
+        return any(model.produced for model in self.models)

@@ -1,0 +1,163 @@
+"""One handler for every dialect: decode, authenticate, parse, run, render."""
+
+import asyncio
+import secrets
+import uuid
+from typing import Any
+
+import structlog
+
+from headgate.core import money
+from headgate.core.accounts import Principal
+from headgate.core.completion import Answer, CompletionRequest
+from headgate.core.errors import GatewayError, InternalError, InvalidRequest, Overloaded
+from headgate.dialects.base import Dialect, MalformedBody, RequestContext
+from headgate.service.gateway import Gateway
+from headgate.service.identity import authorize
+from headgate.service.streams import Running, RunningStream
+from headgate.web.streaming import StreamTimes, send_stream
+from headgate.web.wire import (
+    ClientGone,
+    Receive,
+    Scope,
+    Send,
+    check_content_type,
+    header,
+    read_body,
+    request_id,
+    respond,
+    watch_for_disconnect,
+)
+
+log = structlog.get_logger("headgate.request")
+
+CLIENT_CLOSED = 499
+"""What logs and metrics call a request whose client left before the answer."""
+
+
+class CompletionEndpoint:
+    """An ASGI application for one dialect's completion route."""
+
+    def __init__(
+        self,
+        dialect: Dialect[Any],
+        gateway: Gateway,
+        times: StreamTimes,
+        *,
+        max_body_bytes: int,
+        tokens_only: bool = False,
+    ) -> None:
+        self._dialect = dialect
+        self._gateway = gateway
+        self._times = times
+        self._max_body_bytes = max_body_bytes
+        self._tokens_only = tokens_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = self._gateway.clock.monotonic()
+        running: Running | None = None
+        try:
+            request, principal = await self._accept(scope, receive)
+            running = _running(request, principal)
+            if isinstance(running, RunningStream):
+                self._gateway.completions.stream(request, principal, running)
+                status = await send_stream(self._dialect, request, running, self._times, receive, send)
+            else:
+                answer = await self._complete(request, principal, running, receive)
+                await respond(
+                    send, 200, self._dialect.render(answer), self._headers(request, running, answer)
+                )
+                status = 200
+        except ClientGone:
+            status = CLIENT_CLOSED
+        except Exception as error:
+            status = await self._refuse(error, request_id(scope), running, send)
+        self._gateway.metrics.response(self._dialect.name, status)
+        log.info(
+            "request",
+            request_id=request_id(scope),
+            dialect=self._dialect.name,
+            status=status,
+            ms=round((self._gateway.clock.monotonic() - began) * 1000, 1),
+        )
+
+    async def _accept(self, scope: Scope, receive: Receive) -> tuple[CompletionRequest, Principal]:
+        """Everything up to a checked request, in the contract's order of checks."""
+        dialect, gateway = self._dialect, self._gateway
+        check_content_type(scope)
+        body = await read_body(scope, receive, self._max_body_bytes)
+        problem: InvalidRequest | None = None
+        try:
+            wire = dialect.decode(body)
+        except MalformedBody:
+            raise
+        except InvalidRequest as error:
+            problem = error  # 401 comes before field errors
+        if gateway.draining:
+            raise Overloaded("The gateway is shutting down.", retry_after=5)
+        authorization = header(scope, b"authorization")
+        credential = dialect.credential(authorization.decode("latin-1") if authorization else None, body)
+        principal = await gateway.identity.authenticate(credential, tokens_only=self._tokens_only)
+        authorize(principal, dialect.name)
+        if header(scope, b"idempotency-key") is not None:
+            raise InvalidRequest(
+                "The Idempotency-Key header is not supported by this version; send the request without it.",
+                param="Idempotency-Key",
+                code="unsupported_parameter",
+            )
+        if problem is not None:
+            raise problem
+        context = RequestContext(
+            principal=principal,
+            request_id=request_id(scope),
+            answer_id=str(uuid.uuid4()),
+            stream_id=secrets.token_hex(16),
+            created=int(gateway.clock.time()),
+        )
+        return dialect.parse(wire, context), principal
+
+    async def _complete(
+        self, request: CompletionRequest, principal: Principal, running: Running, receive: Receive
+    ) -> Answer:
+        """The answer; stops the work and raises ClientGone when the client leaves first."""
+        watcher = asyncio.ensure_future(watch_for_disconnect(receive, running))
+        try:
+            return await self._gateway.completions.complete(request, principal, running)
+        except (GatewayError, asyncio.CancelledError):
+            if running.stop_reason == "disconnected":
+                raise ClientGone from None
+            raise
+        finally:
+            watcher.cancel()
+
+    def _headers(
+        self, request: CompletionRequest, running: Running, answer: Answer
+    ) -> tuple[tuple[str, str], ...]:
+        return (
+            ("x-request-id", request.request_id),
+            ("x-headgate-provider", answer.providers),
+            ("x-headgate-price", money.usd_text(answer.price)),
+            *running.limit_headers,
+        )
+
+    async def _refuse(self, error: Exception, given_id: str, running: Running | None, send: Send) -> int:
+        """Answer with the error in the dialect's form; returns its status."""
+        if not isinstance(error, GatewayError):
+            log.exception("request failed", request_id=given_id)
+            error = InternalError()
+        response = self._dialect.render_error(error)
+        limits = error.details.get("headers") or (running.limit_headers if running else ())
+        headers = (("x-request-id", given_id), *response.headers, *limits)  # type: ignore[misc]
+        await respond(send, response.status, response.body, headers)
+        return response.status
+
+
+def _running(request: CompletionRequest, principal: Principal) -> Running:
+    kind = RunningStream if request.stream else Running
+    return kind(
+        dialect=request.dialect,
+        stream_id=request.stream_id,
+        account=principal.account,
+        app=request.app,
+        user=request.user,
+    )

@@ -1,0 +1,42 @@
+"""Dify's siblings of /completion-messages: stop, parameters, info."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from headgate.core.accounts import App
+from headgate.dialects.dify import Dify, stream_id_of
+from headgate.dialects.dify_app import render_app, render_parameters
+from headgate.service.gateway import Gateway
+from headgate.web.json_endpoints import caller, json_body, json_response
+
+STOP_SECONDS = 1.0
+
+
+class DifyEndpoints:
+    def __init__(self, gateway: Gateway, dialect: Dify, max_body_bytes: int) -> None:
+        self._gateway = gateway
+        self._dialect = dialect
+        self._max_body_bytes = max_body_bytes
+
+    async def stop(self, request: Request) -> Response:
+        """Always success (as Dify answers); only the app's own task of that user is stopped."""
+        body = await json_body(request, self._max_body_bytes)
+        principal = await caller(request, self._gateway, "dify")
+        user = self._dialect.decode_stop(body)
+        app = self._dialect.app_of(principal)
+        stream_id = stream_id_of(request.path_params["task_id"])
+        if stream_id is not None:
+            streams = self._gateway.streams
+            running = streams.find("dify", stream_id, account=principal.account, app=app.name, user=user)
+            if running is not None:
+                await streams.stop(running, STOP_SECONDS)
+        return json_response(b'{"result":"success"}')
+
+    async def parameters(self, request: Request) -> Response:
+        return json_response(render_parameters(await self._app(request)))
+
+    async def info(self, request: Request) -> Response:
+        return json_response(render_app(await self._app(request)))
+
+    async def _app(self, request: Request) -> App:
+        return self._dialect.app_of(await caller(request, self._gateway, "dify"))

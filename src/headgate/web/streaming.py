@@ -1,0 +1,114 @@
+"""A stream on its way out.
+
+The first chunk is awaited before 200 is sent, so refusals keep their real status. After `first_chunk_wait` the
+headers go out anyway, and what fails later is an event in the dialect's form. What arrived together leaves in one
+write. A client that does not read for `write_timeout` is taken for gone.
+"""
+
+import asyncio
+from typing import Any
+
+from msgspec import Struct
+
+from headgate.core.completion import CompletionRequest, StreamEnd
+from headgate.core.errors import GatewayError
+from headgate.dialects.base import Dialect, Renderer
+from headgate.service.streams import RunningStream
+from headgate.web.wire import ClientGone, Receive, Send, encoded, watch_for_disconnect
+
+
+class StreamTimes(Struct, frozen=True, kw_only=True):
+    """Seconds: until headers go out without a chunk, between pings, and for one write to be taken."""
+
+    first_chunk_wait: float
+    ping_interval: float
+    write_timeout: float
+
+
+async def send_stream(
+    dialect: Dialect[Any],
+    request: CompletionRequest,
+    running: RunningStream,
+    times: StreamTimes,
+    receive: Receive,
+    send: Send,
+) -> int:
+    """Send the running stream to its end; returns 200.
+
+    Raises the stream's error while nothing has been sent yet, and ClientGone when the client left.
+    """
+    out = _Out(dialect, request, running, times, send)
+    watcher = asyncio.ensure_future(watch_for_disconnect(receive, running))
+    try:
+        await out.run()
+    except TimeoutError:
+        raise ClientGone from None
+    finally:
+        watcher.cancel()
+        running.stop("disconnected")  # does nothing to a stream that came to its end
+    if running.stop_reason == "disconnected":
+        raise ClientGone
+    return 200
+
+
+class _Out:
+    def __init__(
+        self,
+        dialect: Dialect[Any],
+        request: CompletionRequest,
+        running: RunningStream,
+        times: StreamTimes,
+        send: Send,
+    ) -> None:
+        self._dialect = dialect
+        self._request = request
+        self._running = running
+        self._times = times
+        self._send = send
+        self._started = False
+
+    async def run(self) -> None:
+        renderer = self._dialect.renderer(self._request)
+        wait = self._times.first_chunk_wait
+        while True:
+            try:
+                item = await self._running.next(wait)
+            except GatewayError as error:
+                if not self._started:
+                    raise
+                await self._write(renderer.error(error), last=True)
+                return
+            if isinstance(item, StreamEnd):
+                await self._end(item, renderer)
+                return
+            if item is None:
+                await (self._write(self._dialect.ping) if self._started else self._start())
+            else:
+                await self._write(renderer.chunks(item))
+            wait = self._times.ping_interval
+
+    async def _end(self, end: StreamEnd, renderer: Renderer) -> None:
+        if end.error is not None and not self._started:
+            raise end.error
+        await self._write(renderer.end(end), last=True)
+
+    async def _start(self) -> None:
+        self._started = True
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+            (b"x-request-id", self._request.request_id.encode()),
+            (b"x-headgate-provider", self._running.providers.encode()),
+            *encoded(self._dialect.stream_headers(self._request)),
+            *encoded(self._running.limit_headers),
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def _write(self, data: bytes, *, last: bool = False) -> None:
+        if not self._started:
+            await self._start()
+        if not data and not last:
+            return
+        async with asyncio.timeout(self._times.write_timeout):
+            await self._send({"type": "http.response.body", "body": data, "more_body": not last})

@@ -1,0 +1,42 @@
+"""A scripted upstream, and HTTP connections to it."""
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from tests.support.upstream import Upstream
+
+from headgate.providers.http import Http
+
+KEY = "canary-7f3a"
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    async with Upstream() as up:
+        yield up
+
+
+Connect = Callable[..., Http]
+
+
+@pytest.fixture
+async def connect(upstream: Upstream) -> AsyncIterator[Connect]:
+    """Makes Https to the upstream (or to `url`), closed at the end."""
+    made: list[Http] = []
+
+    def make(url: str = "", timeout_s: float = 10, total_timeout_s: float = 10, **options: float) -> Http:
+        http = Http(
+            "acme",
+            url or upstream.url,
+            {"Authorization": f"Bearer {KEY}"},
+            timeout_s=timeout_s,
+            total_timeout_s=total_timeout_s,
+            max_concurrency=int(options.pop("max_concurrency", 8)),
+            **options,
+        )
+        made.append(http)
+        return http
+
+    yield make
+    for http in made:
+        await http.aclose()

@@ -1,0 +1,64 @@
+"""Errors an upstream reports inside an answer, and where it puts its words."""
+
+import pytest
+
+from headgate.core.errors import (
+    UpstreamAuth,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamRateLimited,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from headgate.providers.upstream_errors import from_report, from_status
+
+
+@pytest.mark.parametrize(
+    ("reported", "expected"),
+    [
+        ({"message": "no", "code": 400}, UpstreamRejected),
+        ({"message": "no", "code": "422"}, UpstreamRejected),
+        ({"message": "no", "code": 401}, UpstreamAuth),
+        ({"message": "no", "code": 429}, UpstreamRateLimited),
+        ({"message": "no", "code": 502}, UpstreamFailed),
+        ({"message": "no", "code": 12}, UpstreamFailed),
+        ({"message": "no", "code": "rate_limit_exceeded"}, UpstreamRateLimited),
+        ({"message": "no", "type": "overloaded_error"}, UpstreamUnavailable),
+        ({"message": "no", "type": "invalid_request_error"}, UpstreamRejected),
+        ({"message": "no", "type": "invalid_request_error", "code": "invalid_api_key"}, UpstreamAuth),
+        ({"message": "no", "code": "timeout"}, UpstreamTimeout),
+        ({"message": "no", "code": "unheard_of", "type": "server_error"}, UpstreamFailed),
+        ({"message": ["no"]}, UpstreamFailed),
+        ({}, UpstreamFailed),
+        ("out of memory", UpstreamFailed),
+        (True, UpstreamFailed),
+    ],
+)
+def test_a_reported_error_is_understood_from_its_code_or_type(
+    reported: object, expected: type[UpstreamError]
+) -> None:
+    assert type(from_report("acme", reported, None)) is expected
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"error": {"message": "bad field"}}', "bad field"),
+        (b'{"error": "bad field"}', "bad field"),
+        (b'{"object": "error", "message": "bad field", "code": 400}', "bad field"),
+        (b'{"detail": "bad field"}', "bad field"),
+    ],
+)
+def test_the_words_of_a_rejection_are_found(body: bytes, message: str) -> None:
+    error = from_status("acme", 400, {}, body, None)
+    assert isinstance(error, UpstreamRejected)
+    assert error.message == message
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"\xff\xfe", b"[" * 5000, b'{"error": {"message": 5}}', b"null"]
+)
+def test_a_rejection_without_readable_words_still_says_something(body: bytes) -> None:
+    error = from_status("acme", 413, {}, body, None)
+    assert (error.status, error.message) == (413, "The provider acme rejects this request.")
