@@ -128,6 +128,6 @@ def _seconds(retry_after: str | None) -> int:
         seconds = float(retry_after or 0)
     except ValueError:
         seconds = 0
-    if not math.isfinite(seconds):
-        seconds = MAX_RETRY_AFTER
+    if math.isnan(seconds):
+        seconds = 0
     return math.ceil(min(max(seconds, MIN_RETRY_AFTER), MAX_RETRY_AFTER))

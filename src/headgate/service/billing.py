@@ -6,7 +6,7 @@ what was delivered; a client that leaves is charged the prompt and what came.
 
 import asyncio
 import secrets
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from decimal import Decimal
 
 import structlog
@@ -72,7 +72,7 @@ class Billing:
             rows.append(self._row(plan, model.planned, charge=charge, error=error))
         return Bill(charges, tuple(rows))
 
-    async def close(self, hold: Hold, bill: Bill, fallback: Bill) -> Settlement:
+    async def close(self, hold: Hold, bill: Bill, fallback: Callable[[], Bill]) -> Settlement:
         """Settle, or release where the bill is 0; survives cancellation and waits for the commit.
 
         While the ledger is out, keeps trying in the background with `fallback` (an answer that becomes an error
@@ -91,7 +91,7 @@ class Billing:
             settlement = settling.result()
         except LedgerUnavailable:
             log.error("ledger unavailable at settle; retrying", hold=hold.id)
-            self._later(self._keep_trying(hold.id, fallback.rows))
+            self._later(self._keep_trying(hold.id, fallback().rows))
             raise
         if cancelled:
             raise asyncio.CancelledError

@@ -8,6 +8,7 @@ Blocking and streamed requests take the same way; a stream only hands its chunks
 import asyncio
 from collections.abc import Coroutine, Sequence
 from contextlib import aclosing
+from functools import partial
 
 import structlog
 
@@ -57,7 +58,13 @@ class Completions:
         self._streams.add(running)
         try:
             end = await self._run(request, principal, running)
+        except asyncio.CancelledError:
+            if running.stop_reason is None:
+                raise
+            _absorb_cancellation()
+            raise Overloaded("The request was stopped before it began.") from None
         finally:
+            running.closing()
             self._streams.remove(running)
         if end.kind == "aborted":
             raise end.error or Overloaded("The request was stopped.")
@@ -80,6 +87,7 @@ class Completions:
         except Exception:
             log.exception("stream failed", request_id=request.request_id)
             end = InternalError()
+        running.closing()
         self._streams.remove(running)
         running.finish(end)
 
@@ -87,7 +95,11 @@ class Completions:
         started = running.started_at = self._clock.monotonic()
         plan = await self._planner.plan(request, principal)
         running.limit_headers = self._limits.admit(principal, plan.token_ceiling)
-        hold = await self._billing.hold(plan)
+        try:
+            hold = await self._billing.hold(plan)
+        except BaseException:
+            self._limits.used(principal, plan.token_ceiling, 0)
+            raise
         running.providers = _serving(plan)
         meter = Meter(plan.models)
         self._metered[id(meter)] = (plan, meter, hold)
@@ -108,8 +120,7 @@ class Completions:
             running.closing()
             del self._metered[id(meter)]
             bill = self._bill(plan, meter, running, failure)
-            fallback = bill if plan.request.stream else self._billing.bill(plan, meter, keep=False)
-            settlement = await self._billing.close(hold, bill, fallback)
+            settlement = await self._billing.close(hold, bill, partial(self._unanswered, plan, meter, bill))
         self._limits.used(principal, plan.token_ceiling, _tokens(bill))
         answer = self._answer(plan, meter, bill, settlement, started)
         self._metrics.request(answer, plan, running, failure)
@@ -175,6 +186,10 @@ class Completions:
                 plan, meter, keep=plan.request.stream and meter.produced, reason="overloaded"
             )
         return self._billing.bill(plan, meter, keep=True)
+
+    def _unanswered(self, plan: Plan, meter: Meter, bill: Bill) -> Bill:
+        """The bill of an answer that becomes an error after all; what a stream delivered stays charged."""
+        return bill if plan.request.stream else self._billing.bill(plan, meter, keep=False)
 
     def _answer(self, plan: Plan, meter: Meter, bill: Bill, settlement: Settlement, started: float) -> Answer:
         now = int(self._clock.time())

@@ -182,7 +182,7 @@ def check_fields(request: CompletionRequest, spec: ModelSpec) -> None:
     if limit is not None and limit > spec.max_output_tokens:
         allowed = f"at most {spec.max_output_tokens}"
         raise InvalidRequest(
-            f"{request.max_tokens_param} must be {allowed} for the model {spec.name}, not {limit}.",
+            f"{request.max_tokens_param} must be {allowed} for the model {spec.name}.",
             param=request.max_tokens_param,
             allowed=allowed,
         )

@@ -33,28 +33,20 @@ class Running:
         self.providers = ""
         self.limit_headers: tuple[tuple[str, str], ...] = ()
         self._task: asyncio.Task[object] | None = None
-        self._stoppable = False
+        self._closing = False
 
     def begin(self, task: "asyncio.Task[object] | None") -> None:
+        """Name the task that does the work, and that a stop cancels."""
         self._task = task
-        self._stoppable = True
-        if self.stop_reason is not None:
-            self._cancel()
 
     def closing(self) -> None:
         """From here on the outcome stands; a stop comes too late."""
-        self._stoppable = False
+        self._closing = True
 
     def stop(self, reason: StopReason) -> None:
         """End it early. The first reason counts; after `closing` nothing changes."""
-        if self.stop_reason is None and not self.settled.is_set():
+        if self.stop_reason is None and not self._closing and self._task is not None:
             self.stop_reason = reason
-            if self._stoppable:
-                self._cancel()
-
-    def _cancel(self) -> None:
-        self._stoppable = False
-        if self._task is not None:
             self._task.cancel()
 
 

@@ -93,7 +93,12 @@ class Writer:
         queued += [self._queue.get() for _ in range(self._queue.qsize())]
         batch = [item for item in queued if item is not None]
         if batch:
-            outcomes = self._commit([operation for operation, _ in batch])
+            try:
+                outcomes = self._commit([operation for operation, _ in batch])
+            except BaseException:
+                # The thread is about to die, and no waiter must hang on it.
+                _call(loop, _report, batch, [LedgerUnavailable("The ledger broke down.") for _ in batch])
+                raise
             _call(loop, _report, batch, outcomes)
         return len(batch) == len(queued)
 

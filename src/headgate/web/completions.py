@@ -123,7 +123,7 @@ class CompletionEndpoint:
         watcher = asyncio.ensure_future(watch_for_disconnect(receive, running))
         try:
             return await self._gateway.completions.complete(request, principal, running)
-        except (GatewayError, asyncio.CancelledError):
+        except GatewayError:
             if running.stop_reason == "disconnected":
                 raise ClientGone from None
             raise
