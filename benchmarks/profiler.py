@@ -68,9 +68,9 @@ def summarize(folded: str, cpu_us: dict[int, float]) -> str:
             continue
         itself: Counter[str] = Counter()
         inclusive: Counter[str] = Counter()
-        for frames, count in counts.items():
-            itself[frames[-1] if frames else "(native)"] += count
-            inclusive.update(dict.fromkeys(frames, count))
+        for called, times in counts.items():
+            itself[called[-1] if called else "(native)"] += times
+            inclusive.update(dict.fromkeys(called, times))
         total = counts.total()
         lines += [
             f"    {count / total:6.1%} alone {inclusive[frame] / total:6.1%} with callees  {frame}"

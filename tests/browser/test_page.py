@@ -1,223 +1,25 @@
-"""The page at /ui in a real browser, before a real server with the demo model and a scripted slow upstream."""
+"""The page at /ui in a real browser, before a real server."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-from msgspec import Struct
-from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
+from playwright.sync_api import Page, Route, expect
+from tests.support.page import Drip, Gateway, Watch
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(
-        CHROMIUM is None,
+        shutil.which("chromium") is None,
         reason="Chromium is missing (Debian: apt-get install chromium); the page was NOT tested",
     ),
-]
-CHROMIUM_ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
 ]
 WAIT_MS = 20_000
 CREDIT_USD = Decimal("0.0001")
 REQUEST_ID = re.compile(r"request [A-Za-z0-9._-]+")
-CONFIG = """
-[providers.drip]
-kind = "openai"
-base_url = "{base_url}"
-api_key_env = "DRIP_KEY"
-
-[[models]]
-name = "dripping"
-provider = "drip"
-mode = "chat"
-context_window = 8192
-max_output_tokens = 4096
-temperature = [0, 1]
-input_price = "1"
-output_price = "2"
-
-[providers.dry]
-kind = "openai"
-base_url = "{base_url}"
-api_key_env = "DRY_KEY"
-
-[[models]]
-name = "keyless"
-provider = "dry"
-mode = "chat"
-context_window = 8192
-max_output_tokens = 4096
-input_price = "1"
-output_price = "2"
-"""
-
-
-class Drip(ThreadingHTTPServer):
-    """An upstream that writes a word every 20 ms for as long as somebody reads; "break" in the prompt breaks it."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), DripHandler)
-        self.left = threading.Event()  # the reader went away
-        self.closing = threading.Event()
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class DripHandler(BaseHTTPRequestHandler):
-    server: Drip
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.end_headers()
-        words = 3 if b"break" in body else 4000
-        try:
-            for _ in range(words):
-                delta = {"index": 0, "delta": {"content": "drip "}, "finish_reason": None}
-                event = {"id": "1", "object": "chat.completion.chunk", "choices": [delta]}
-                self.wfile.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-                if self.server.closing.wait(0.02):
-                    return
-        except OSError:
-            self.server.left.set()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Silent: the test's output is not its log."""
-
-
-class Gateway(Struct, frozen=True, kw_only=True):
-    base: str
-    token: str
-    environ: dict[str, str]
-    folder: Path
-
-    @property
-    def link(self) -> str:
-        return f"{self.base}/ui#token={self.token}"
-
-    def cli(self, *args: str) -> str:
-        command = [sys.executable, "-m", "headgate", *args]
-        done = subprocess.run(
-            command,
-            cwd=self.folder,
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-
-@pytest.fixture(scope="module")
-def drip() -> Iterator[Drip]:
-    with Drip() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.closing.set()
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture(scope="module")
-def gateway(drip: Drip, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    folder = tmp_path_factory.mktemp("gateway")
-    (folder / "headgate.toml").write_text(CONFIG.format(base_url=drip.base_url))
-    environ = {**os.environ, "HEADGATE_DATA_DIR": str(folder / "data"), "DRIP_KEY": "any", "DRY_KEY": ""}
-    log = folder / "stderr"
-    command = [sys.executable, "-m", "headgate", "serve", "--demo", "--host", "127.0.0.1", "--port", "0"]
-    with (
-        log.open("w") as stderr,
-        subprocess.Popen(
-            command, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=stderr, text=True
-        ) as process,
-    ):
-        try:
-            printed = ""
-            assert process.stdout is not None
-            for line in process.stdout:
-                printed += line
-                if line.startswith("ready "):
-                    break
-            ready = re.search(r"^ready (http://\S+)$", printed, re.MULTILINE)
-            link = re.search(r"/ui#token=([\w.-]+)", printed)
-            assert ready and link, f"printed {printed!r}; log: {log.read_text()[-4000:]}"
-            yield Gateway(base=ready[1], token=link[1], environ=environ, folder=folder)
-        finally:
-            process.terminate()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
-        yield browser
-        browser.close()
-
-
-class Watch:
-    """What a page must not do: complain on the console, break its policy, ask another host."""
-
-    def __init__(self, page: Page) -> None:
-        self.complaints: list[str] = []
-        self.hosts: set[str] = set()
-        self.expected = re.compile(r"(?!)")
-        page.add_init_script(
-            "addEventListener('securitypolicyviolation', e => console.error('policy', e.violatedDirective))"
-        )
-        page.on("console", lambda message: self._complain(message.text, message.type in ("error", "warning")))
-        page.on("pageerror", lambda error: self._complain(str(error), True))
-        page.on("request", self._request)
-
-    def expect(self, pattern: str) -> None:
-        """The console line that a refused request leaves in every browser."""
-        self.expected = re.compile(pattern)
-
-    def _complain(self, text: str, counts: bool) -> None:
-        if counts and not self.expected.search(text):
-            self.complaints.append(text)
-
-    def _request(self, request: Request) -> None:
-        self.hosts.add(urlsplit(request.url).netloc)
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    with browser.new_context(viewport={"width": 1200, "height": 900}) as context:
-        context.set_default_timeout(WAIT_MS)
-        yield context.new_page()
-
-
-@pytest.fixture
-def watch(page: Page, gateway: Gateway) -> Iterator[Watch]:
-    watch = Watch(page)
-    yield watch
-    assert watch.complaints == []
-    assert watch.hosts == {urlsplit(gateway.base).netloc}
 
 
 def state_of(page: Page, state: str) -> None:

@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from headgate.config import Settings, load
+
 READY_SECONDS = 60
 
 
@@ -77,6 +79,11 @@ class Server:
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
+
+    @property
+    def settings(self) -> Settings:
+        """The server's configuration as it reads it, for looking into its data folder."""
+        return load(self._config, self._env)
 
     @property
     def log(self) -> str:

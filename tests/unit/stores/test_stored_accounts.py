@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -12,10 +13,9 @@ from headgate.stores.database import Database
 Fund = Callable[[str, int], None]
 
 
-def key(id: str, **fields: object) -> KeyRecord:
-    return KeyRecord(
-        **{"id": id, "digest": id.encode(), "prefix": "hg-", "account": "ann", "created_ms": 7, **fields}
-    )
+def key(id: str, **fields: Any) -> KeyRecord:
+    defaults = {"id": id, "digest": id.encode(), "prefix": "hg-", "account": "ann", "created_ms": 7}
+    return KeyRecord(**{**defaults, **fields})
 
 
 def test_an_account_starts_with_its_credit_and_credits_add_up(

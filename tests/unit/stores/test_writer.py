@@ -71,7 +71,7 @@ async def test_a_returned_exception_is_delivered_and_the_batch_stands(database: 
     outcomes = await asyncio.gather(
         writer.submit(insert), writer.submit(lambda cursor: refusal), return_exceptions=True
     )
-    assert outcomes == ["inserted", refusal]
+    assert list(outcomes) == ["inserted", refusal]
     await writer.close()
     with database.read() as connection:
         assert connection.exec_driver_sql("SELECT name FROM accounts").scalars().all() == ["a"]

@@ -40,7 +40,9 @@ function list(models) {
 
 function folded(models) {
   const summary = element("summary", {}, `${models.length} not available`);
-  return element("details", {}, summary, list(models));
+  const rows = list(models);
+  rows.tabIndex = 0; // nothing in it can take the focus, and the keyboard must be able to scroll it
+  return element("details", {}, summary, rows);
 }
 
 function nothing() {

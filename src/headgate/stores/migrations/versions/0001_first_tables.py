@@ -113,8 +113,8 @@ def upgrade() -> None:
         sa.Column("created", big, nullable=False),
         sa.Column("revoked", big),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
-        sa.ForeignKeyConstraint(["account"], ["accounts.name"], name=op.f("fk_api_keys_account")),
         sa.UniqueConstraint("digest", name=op.f("uq_api_keys_digest")),
+        sa.ForeignKeyConstraint(["account"], ["accounts.name"], name=op.f("fk_api_keys_account")),
         sqlite_strict=True,
     )
     op.create_table(
