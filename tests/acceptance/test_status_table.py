@@ -192,6 +192,12 @@ async def assert_refused(
     return problem
 
 
+async def until_unready(stage: Stage) -> None:
+    async with asyncio.timeout(30):
+        while (await stage.send("GET", "/readyz")).status == 200:
+            await asyncio.sleep(0.01)
+
+
 @every_door
 @pytest.mark.parametrize("status", UPSTREAM_STATUSES)
 async def test_an_upstreams_status_becomes_the_dialects_own(
@@ -364,17 +370,17 @@ async def test_a_model_whose_provider_has_no_key(stage: Stage, alice: Caller, do
     assert "large" in problem.message
 
 
-async def test_a_full_queue_is_refused_at_every_door_with_retry_after(stage: Stage, alice: Caller) -> None:
+async def test_a_full_queue_is_refused_at_every_door_with_retry_after(stage: Stage) -> None:
+    dora = stage.caller("dora", apps=("narrow",))
     stage.upstream.hold()
     stage.upstream.script(Script(hold_at=0))
     began = len(stage.upstream.requests)
     openai = DOORS[4]
-    holding = asyncio.create_task(stage.ask(openai, alice, model="narrow"))
+    holding = asyncio.create_task(stage.ask(openai, dora, model="narrow"))
     await stage.upstream.request(began)
-    waiting = asyncio.create_task(stage.ask(openai, alice, model="narrow"))
-    while stage.books.balance("alice").open_holds < 2:
-        await asyncio.sleep(0.01)
-    replies = await asyncio.gather(*(stage.ask(door, alice, model="narrow") for door in DOORS))
+    waiting = asyncio.create_task(stage.ask(openai, dora, model="narrow"))
+    await stage.books.held("dora", 2)
+    replies = await asyncio.gather(*(stage.ask(door, dora, model="narrow") for door in DOORS))
     for door, reply in zip(DOORS, replies, strict=True):
         assert_told(reply, door, UNAVAILABLE)
         assert "Retry-After" in reply.headers
@@ -427,7 +433,8 @@ async def test_what_fails_after_the_wait_for_the_first_chunk_is_an_event(
         stage.upstream.release()
         reply = Reply(status=200, headers=response.headers, body=await response.read())
     assert door.error_event(reply).kind == FAILED.told(door)[1]
-    assert len(reply.events) == 1
+    # Thiggle's says of each model that it failed, and at last that all did.
+    assert len(reply.events) == (2 if door.dialect == "thiggle" else 1)
     stage.assert_untouched(alice)
 
 
@@ -440,8 +447,7 @@ async def test_a_draining_gateway_refuses_at_every_door_while_it_still_listens(
         running = asyncio.create_task(stage.ask(BLOCKING[2], bob))
         await stage.upstream.request(0)
         ending = asyncio.create_task(stage.server.stop())
-        while (await stage.send("GET", "/readyz")).status == 200:
-            await asyncio.sleep(0.01)
+        await until_unready(stage)
         for door in DOORS:
             reply = await stage.ask(door, bob)
             assert_told(reply, door, UNAVAILABLE)

@@ -1,5 +1,6 @@
 """A demo gateway beside a scripted upstream, for tests that speak to it as clients do and check what it cost."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -9,9 +10,11 @@ from typing import Any
 
 import aiohttp
 from msgspec import Struct
-
+from tests.support.books import POLL_SECONDS, SETTLED_SECONDS, Books
 from tests.support.server import Server
 from tests.support.upstream import Upstream
+
+from headgate.core.accounts import UsageRow
 
 NANO = 10**9
 UPSTREAM_URL = "@upstream@"
@@ -85,9 +88,10 @@ class Reply(Struct, frozen=True):
 class House:
     """The gateway with its demo account of 10 USD (`key`, `token`), and the upstream it may call."""
 
-    def __init__(self, server: Server, up: Upstream, http: aiohttp.ClientSession) -> None:
+    def __init__(self, server: Server, up: Upstream, http: aiohttp.ClientSession, books: Books) -> None:
         self.server = server
         self.up = up
+        self.books = books
         self.key = _after(server.stdout, "key ")
         self.token = _after(server.stdout, "page ").partition("#token=")[2]
         self._http = http
@@ -106,11 +110,22 @@ class House:
         async with self._http.get(path, headers=headers) as response:
             return Reply(response.status, response.headers, await response.read())
 
-    async def balance(self) -> int:
-        """The demo account's balance in nano-USD, where nothing of it is held."""
-        shown = (await self.get("/v1/balance")).json
-        assert shown["held"] == "0", shown
-        return nano(shown["balance"])
+    def balance(self) -> int:
+        """The demo account's balance in nano-USD; nothing of it may be held."""
+        balance = self.books.balance("demo")
+        assert (balance.held, balance.open_holds) == (0, 0), balance
+        return balance.balance
+
+    def rows(self, request_id: str) -> list[UsageRow]:
+        """The usage rows of one request, in the order of its models."""
+        return [row for row in self.books.rows("demo") if row.request_id == request_id]
+
+    async def settled(self, request_id: str) -> list[UsageRow]:
+        """The rows of a request that nobody waited for, once it is settled."""
+        async with asyncio.timeout(SETTLED_SECONDS):
+            while self.books.balance("demo").open_holds or not self.rows(request_id):  # noqa: ASYNC110
+                await asyncio.sleep(POLL_SECONDS)  # another process settles it
+        return self.rows(request_id)
 
     async def responses(self, dialect: str, status: int) -> int:
         """How many answers with this status the gateway says it gave."""
@@ -118,13 +133,6 @@ class House:
         lines = (await self.get("/metrics")).body.decode().splitlines()
         counts = [float(line.removeprefix(wanted)) for line in lines if line.startswith(wanted)]
         return int(sum(counts))
-
-    async def usage(self) -> dict[str, list[dict[str, Any]]]:
-        """All usage rows by request id, in the order of a request's models."""
-        rows: dict[str, list[dict[str, Any]]] = {}
-        for row in reversed((await self.server.cli("usage"))["usage"]):
-            rows.setdefault(row["request_id"], []).append(row)
-        return rows
 
 
 @contextlib.asynccontextmanager
@@ -135,7 +143,8 @@ async def open_house(toml: str, folder: Path, env: dict[str, str] | None = None)
         try:
             await server.start()
             async with aiohttp.ClientSession(server.url) as http:
-                yield House(server, up, http)
+                with Books(server) as books:
+                    yield House(server, up, http, books)
         finally:
             await server.stop()
 

@@ -35,7 +35,8 @@ class Server:
         keep = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR")
         self._env = {name: os.environ[name] for name in keep if name in os.environ}
         self._env |= {"HEADGATE_DATA_DIR": str(folder / "data"), **(env or {})}
-        self._stderr = tempfile.NamedTemporaryFile(dir=folder, prefix="server-", suffix=".log", delete=False)  # noqa: SIM115
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="server-", suffix=".log", delete=False) as log:
+            self._log = Path(log.name)
 
     async def __aenter__(self) -> "Server":
         await self.start()
@@ -48,9 +49,13 @@ class Server:
         command = [sys.executable, "-m", "headgate", "serve", "--port", "0", "--config", str(self._config)]
         if self._demo:
             command.append("--demo")
-        self.process = await asyncio.create_subprocess_exec(
-            *command, env=self._env, cwd=self.folder, stdout=subprocess.PIPE, stderr=self._stderr
-        )
+        stderr = os.open(self._log, os.O_WRONLY | os.O_APPEND)
+        try:
+            self.process = await asyncio.create_subprocess_exec(
+                *command, env=self._env, cwd=self.folder, stdout=subprocess.PIPE, stderr=stderr
+            )
+        finally:
+            os.close(stderr)
         stdout = self.process.stdout
         assert stdout is not None
         async with asyncio.timeout(READY_SECONDS):
@@ -87,7 +92,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        return Path(self._stderr.name).read_text()
+        return self._log.read_text()
 
     async def cli(self, *arguments: str, expect: int = 0) -> Any:
         """Run `headgate ARGUMENTS --json`; the document from stdout, or from stderr when it failed as expected."""

@@ -1,6 +1,8 @@
 """A gateway process with a scripted upstream behind it, a client before it, and the operator's door beside it."""
 
+import io
 import itertools
+import json
 from collections.abc import AsyncIterable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -155,14 +157,17 @@ class Stage:
         headers: dict[str, str] | None = None,
     ) -> Reply:
         """Any request. A dict is sent as JSON; no content type is added to bytes."""
-        options: dict[str, Any] = {"json": body} if isinstance(body, dict) else {"data": body}
+        given = dict(headers or {})
+        if isinstance(body, dict):
+            body = json.dumps(body).encode()
+            given.setdefault("Content-Type", "application/json")
         async with self.http.request(
             method,
             self.url + path,
-            headers=headers,
+            data=io.BytesIO(body) if isinstance(body, bytes) else body,
+            headers=given,
             skip_auto_headers=("Content-Type",),
             allow_redirects=False,
-            **options,
         ) as response:
             return Reply(status=response.status, headers=response.headers, body=await response.read())
 

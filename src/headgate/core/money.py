@@ -25,7 +25,7 @@ MAX_PRICE_DECIMALS = 9
 MAX_DIGITS = 24
 """Of any amount or percentage: within the 28 that decimal arithmetic keeps exactly."""
 MAX_CREDIT = NanoUSD(10**9 * NANO_PER_USD)
-"""No single credit may exceed a billion USD; sums stay far inside 64 bits."""
+"""No single credit may exceed a billion USD: such a one is a typing error."""
 
 
 def decimal(text: str | int | Decimal) -> Decimal:

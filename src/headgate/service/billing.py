@@ -13,7 +13,7 @@ import structlog
 
 from headgate.core.accounts import Hold, Settlement, UsageRow
 from headgate.core.completion import Charge, Usage
-from headgate.core.errors import GatewayError, LedgerUnavailable
+from headgate.core.errors import GatewayError, InternalError, LedgerUnavailable
 from headgate.core.money import FemtoUSD, NanoUSD, cost_of, platform_share, price_of
 from headgate.core.ports import Clock, Ledger
 from headgate.service.meter import Meter, ModelMeter
@@ -85,7 +85,7 @@ class Billing:
                 await asyncio.shield(settling)
             except asyncio.CancelledError:
                 cancelled = True
-            except GatewayError:
+            except (GatewayError, KeyError):
                 break
         try:
             settlement = settling.result()
@@ -93,6 +93,9 @@ class Billing:
             log.error("ledger unavailable at settle; retrying", hold=hold.id)
             self._later(self._keep_trying(hold.id, fallback().rows))
             raise
+        except KeyError:
+            log.error("hold was resolved already", hold=hold.id)
+            raise InternalError from None
         if cancelled:
             raise asyncio.CancelledError
         return settlement

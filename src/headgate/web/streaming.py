@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from headgate.core.completion import CompletionRequest, StreamEnd
+from headgate.core.completion import Chunk, CompletionRequest, StreamEnd
 from headgate.core.errors import GatewayError
 from headgate.dialects.base import Dialect, Renderer
 from headgate.service.streams import RunningStream
@@ -69,8 +69,12 @@ class _Out:
 
     async def run(self) -> None:
         renderer = self._dialect.renderer(self._request)
-        wait = self._times.first_chunk_wait
+        clock = asyncio.get_running_loop().time
+        begin_by = clock() + self._times.first_chunk_wait
+        # Models that fail before any output wait here: should all of them fail, the refusal keeps its status.
+        failed: list[Chunk] = []
         while True:
+            wait = self._times.ping_interval if self._started else max(0.0, begin_by - clock())
             try:
                 item = await self._running.next(wait)
             except GatewayError as error:
@@ -82,10 +86,11 @@ class _Out:
                 await self._end(item, renderer)
                 return
             if item is None:
-                await (self._write(self._dialect.ping) if self._started else self._start())
+                await self._write(self._dialect.ping if self._started else renderer.chunks(failed))
+            elif not self._started and all(chunk.error is not None for chunk in item):
+                failed += item
             else:
-                await self._write(renderer.chunks(item))
-            wait = self._times.ping_interval
+                await self._write(renderer.chunks(item if self._started else [*failed, *item]))
 
     async def _end(self, end: StreamEnd, renderer: Renderer) -> None:
         if end.error is not None and not self._started:

@@ -22,23 +22,24 @@ class Gate:
 
 
 async def test_what_queues_up_becomes_one_transaction(database: Database) -> None:
-    writer = Writer(database.connect)
+    statements: list[str] = []
+
+    def connect() -> sqlite3.Connection:
+        connection = database.connect()
+        connection.set_trace_callback(statements.append)
+        return connection
+
+    writer = Writer(connect)
     writer.start()
     gate = Gate()
     first = writer.submit(gate)
     await asyncio.to_thread(gate.entered.wait, 30)
-    transactions: list[int] = []
-
-    def note(cursor: sqlite3.Cursor) -> None:
-        changes = cursor.execute("SELECT total_changes()").fetchone()[0]
-        cursor.execute("INSERT INTO accounts VALUES ('a' || ?, 0, 0, 'user', 0)", (changes,))
-        transactions.append(cursor.connection.total_changes)
-
-    rest = [writer.submit(note) for _ in range(3)]
+    rest = [writer.submit(lambda cursor: cursor.execute("SELECT 1").fetchone()) for _ in range(3)]
     gate.open.set()
     await asyncio.gather(first, *rest)
     await writer.close()
-    assert transactions == [1, 2, 3]
+    batch = ["BEGIN IMMEDIATE", "SELECT 1", "SELECT 1", "SELECT 1", "COMMIT"]
+    assert statements == ["BEGIN IMMEDIATE", "COMMIT", *batch]
 
 
 async def test_a_full_queue_refuses_all_but_the_urgent(database: Database) -> None:
