@@ -33,7 +33,7 @@ variables = [{ name = "topic", label = "Topic", type = "text-input", required = 
 model = "acme-chat"
 prompt = "{{greeting}}, {{name}}! {{7*7}} {{unknown}}"
 temperature = 0.2
-max_tokens = 50
+max_tokens = 128
 stop = ["END"]
 gross_margin_percent = "20"
 variables = [
@@ -203,14 +203,15 @@ async def test_an_app_key_gets_a_stream_of_messages_and_their_end(house: House) 
 async def test_the_app_fills_its_prompt_and_sends_its_own_settings(house: House) -> None:
     asked = len(house.up.requests)
     before = house.balance()
+    long = " and her friends" * 100
     house.up.script(Script(pieces=("Hello!",), usage={"prompt_tokens": 1033, "completion_tokens": 128}))
-    response = await dify(house, "remote").ask({"name": "Ann {{greeting}}", "other": "unused"})
+    response = await dify(house, "remote").ask({"name": f"Ann {{{{greeting}}}}{long}", "other": "unused"})
     assert response.status_code == 200, response.text
     (call,) = house.up.requests[asked:]
-    prompt = "Hello, Ann {{greeting}}! {{7*7}} {{unknown}}"
+    prompt = f"Hello, Ann {{{{greeting}}}}{long}! {{{{7*7}}}} {{{{unknown}}}}"
     assert call.json["messages"] == [{"role": "user", "content": prompt}]
     assert call.json["temperature"] == 0.2
-    assert call.json["max_tokens"] == 50
+    assert call.json["max_tokens"] == 128
     assert call.json["stop"] == ["END"]
     # 0.50 and 1.50 USD per million, and a fifth of the price is the margin.
     usage = response.json()["metadata"]["usage"]

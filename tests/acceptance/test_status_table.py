@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 from msgspec import Struct
-from tests.support.doors import BLOCKING, DOORS, STREAMING, Caller, Door, Problem, Reply
+from tests.support.doors import BLOCKING, DOORS, JSON, STREAMING, Caller, DialectName, Door, Problem, Reply
 from tests.support.inside import inside
 from tests.support.script import Script
 from tests.support.stage import UPSTREAM_KEY, Stage
@@ -29,7 +29,7 @@ Told = tuple[int, str] | tuple[int, str, str]
 """Status and kind; in the OpenAI form also the code, where the contract fixes it."""
 
 APPS = ("cold", "hasty", "keyless", "narrow")
-FIRST_CHUNK_WAIT_S = 1
+FIRST_CHUNK_WAIT_S = 0.6
 
 
 class Cause(Struct, frozen=True, kw_only=True):
@@ -194,7 +194,9 @@ async def assert_refused(
 
 async def until_unready(stage: Stage) -> None:
     async with asyncio.timeout(30):
-        while (await stage.send("GET", "/readyz")).status == 200:
+        while True:
+            if (await stage.send("GET", "/readyz")).status == 503:
+                return
             await asyncio.sleep(0.01)
 
 
@@ -368,6 +370,88 @@ async def test_a_model_whose_provider_has_no_key(stage: Stage, alice: Caller, do
     # Which variable to set, and what works meanwhile.
     assert "NOBODY_SETS_THIS" in problem.message
     assert "large" in problem.message
+
+
+# The order of checks, by requests that are wrong in two ways at once.
+
+TOO_MUCH = str(10 * 1024 * 1024 + 1)
+
+
+@every_door
+async def test_the_method_is_checked_before_the_content_type(stage: Stage, door: Door) -> None:
+    reply = await stage.send("PUT", door.path, b"x", {"Content-Type": "text/plain"})
+    assert (reply.status, reply.problem("openai").kind) == (405, "invalid_request_error")
+
+
+@every_door
+async def test_the_content_type_is_checked_before_the_size(stage: Stage, door: Door) -> None:
+    reply = await stage.send("POST", door.path, bytes(int(TOO_MUCH)), {"Content-Type": "text/plain"})
+    assert_told(reply, door, WRONG_TYPE)
+
+
+@every_door
+async def test_the_size_is_checked_before_the_json(stage: Stage, door: Door) -> None:
+    reply = await stage.send("POST", door.path, b"{" * int(TOO_MUCH), JSON)
+    assert_told(reply, door, TOO_LARGE)
+
+
+@every_door
+@pytest.mark.parametrize("body", [b'{"prompt": "x', b"[]", b"", b'{"x": "\xff"}'])
+async def test_the_json_is_checked_before_the_credential(stage: Stage, door: Door, body: bytes) -> None:
+    assert_told(await stage.send("POST", door.path, body, JSON), door, INVALID)
+
+
+@every_door
+async def test_the_credential_is_checked_before_the_fields(stage: Stage, alice: Caller, door: Door) -> None:
+    out_of_range = door.question(alice, **WRONG_FIELD[door.dialect])
+    wrong_type = door.question(alice, **dict.fromkeys(WRONG_FIELD[door.dialect], [[]]))
+    idempotent = door.question(alice)
+    idempotent[0]["Idempotency-Key"] = "once"
+    for question in (out_of_range, wrong_type, idempotent):
+        for credential in (None, "hg-unknown"):
+            headers, body = door.with_credential(*question, credential)
+            assert_told(await stage.send("POST", door.path, body, headers), door, BAD_CREDENTIAL)
+
+
+@every_door
+async def test_the_fields_are_checked_before_the_model(stage: Stage, alice: Caller, door: Door) -> None:
+    key = stage.key_for_a_newer_app("alice", "gone")
+    caller = msgspec.structs.replace(alice, app_keys={**alice.app_keys, "gone": key})
+    (field,) = WRONG_FIELD[door.dialect]
+    for model in ("gone", "keyless"):
+        problem = await assert_refused(stage, door, caller, INVALID, model=model, **WRONG_FIELD[door.dialect])
+        assert field in problem.message
+    if door.dialect == "dify":
+        problem = await assert_refused(stage, door, caller, INVALID, model="gone", inputs={})
+        assert "inputs" in problem.message
+
+
+@every_door
+async def test_the_model_is_checked_before_the_funds(stage: Stage, door: Door) -> None:
+    poor = stage.caller(f"poorer-{door.name}", 0, apps=("keyless",))
+    await assert_refused(stage, door, poor, NO_KEY, usd=0, model="keyless")
+    if door.dialect != "dify":
+        await assert_refused(stage, door, poor, UNKNOWN_MODEL, usd=0, model="no-such-model")
+
+
+@pytest.mark.parametrize(
+    ("path", "dialect", "unauthorized"),
+    [
+        ("/completion-messages/6d0c5a0e-0000-4000-8000-000000000000/stop", "dify", None),
+        ("/stream/shutdown", "genstack", {"genstackToken": "bad", "streamId": 7}),
+    ],
+)
+async def test_the_small_endpoints_check_in_the_same_order(
+    stage: Stage, path: str, dialect: DialectName, unauthorized: dict[str, object] | None
+) -> None:
+    wrong_type = await stage.send("POST", path, b"{", {"Content-Type": "text/plain"})
+    too_large = await stage.send("POST", path, b"{" * int(TOO_MUCH), JSON)
+    not_json = await stage.send("POST", path, b"{", JSON)
+    no_credential = await stage.send("POST", path, unauthorized or {"user": 7})
+    replies = (wrong_type, too_large, not_json, no_credential)
+    assert [reply.status for reply in replies] == [415, 413, 400, 401]
+    for reply in replies:
+        reply.problem(dialect)
 
 
 async def test_a_full_queue_is_refused_at_every_door_with_retry_after(stage: Stage) -> None:

@@ -1,5 +1,6 @@
 """Checks that types alone do not make; each failure names the file, the key and the reason."""
 
+import math
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import get_args
@@ -21,7 +22,7 @@ from headgate.config.settings import (
     TokenSettings,
 )
 from headgate.core import money
-from headgate.core.accounts import App, Developer, VariableType
+from headgate.core.accounts import FUNDING_ACCOUNT, PLATFORM_ACCOUNT, App, Developer, VariableType
 from headgate.core.money import MarginPPM
 
 
@@ -114,7 +115,7 @@ class Checks:
             raise self.fail(
                 f"{key}.kind", f"{provider.kind!r} is not supported by this version; use 'openai'"
             )
-        if provider.kind == "embedded":
+        if provider.kind == "embedded" or name == "embedded":
             raise self.fail(
                 f"{key}.kind", "the embedded provider is built in; add rows to [[models]] instead"
             )
@@ -128,7 +129,8 @@ class Checks:
     def model(self, key: str, row: ModelSettings, providers: Mapping[str, ProviderSettings]) -> None:
         for name in (row.name, *row.aliases):
             if not MODEL_NAME.fullmatch(name):
-                raise self.fail(f"{key}.name", f"{name!r}: a model's name is letters, digits and . _ : -")
+                where = "name" if name == row.name else "aliases"
+                raise self.fail(f"{key}.{where}", f"{name!r}: a model's name is letters, digits and . _ : -")
         if row.provider not in providers and row.provider != "embedded":
             raise self.fail(f"{key}.provider", f"{row.provider!r} is not in [providers]")
         if row.provider == "embedded" and row.path is None and row.name != "demo":
@@ -181,6 +183,12 @@ class Checks:
             raise self.fail(f"{key}.variables", "an app declares at least one variable")
         if row.max_tokens is not None and row.max_tokens < 1:
             raise self.fail(f"{key}.max_tokens", "must be at least 1")
+        if row.temperature is not None and not 0 <= row.temperature < math.inf:
+            raise self.fail(f"{key}.temperature", "must be 0 or more")
+        if row.top_p is not None and not 0 <= row.top_p <= 1:
+            raise self.fail(f"{key}.top_p", "must be 0 to 1")
+        if not all(row.stop):
+            raise self.fail(f"{key}.stop", "must be non-empty strings")
         names: set[str] = set()
         for index, variable in enumerate(row.variables):
             where = f"{key}.variables[{index}]"
@@ -215,4 +223,6 @@ class Checks:
             raise self.fail(
                 f"developers.{name}.account", "an account's name is 1 to 64 letters, digits and . _ -"
             )
+        if row.account in (PLATFORM_ACCOUNT, FUNDING_ACCOUNT):
+            raise self.fail(f"developers.{name}.account", f"{row.account!r} belongs to the ledger itself")
         return Developer(id=name, account=row.account, applications=row.applications)

@@ -27,7 +27,7 @@ class Principal(Struct, frozen=True, kw_only=True):
     token: bool = False
 
 
-class Variable(Struct, frozen=True, kw_only=True):
+class Variable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One declared input of an app. `max_length` is in characters, `options` belong to `select`."""
 
     name: str

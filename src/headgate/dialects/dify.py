@@ -71,17 +71,17 @@ class Dify(BearerDialect):
         return (decode_body(body, StopRequest, endpoint=STOP_ENDPOINT).user or None) if body else None
 
     def parse(self, wire: WireRequest, context: RequestContext) -> CompletionRequest:
-        app = self.app_of(context.principal)
         if not wire.inputs:
             raise InvalidRequest(
                 "inputs must hold at least one key/value pair.",
                 param="inputs",
                 allowed="an object with at least one key/value pair",
             )
-        prompt = self._templates[app.name].fill(wire.inputs)
         streams = _streams(wire.response_mode)
         if wire.files:
             _refuse_files(wire.files)
+        app = self.app_of(context.principal)
+        prompt = self._templates[app.name].fill(wire.inputs)
         return CompletionRequest(
             request_id=context.request_id,
             answer_id=context.answer_id,

@@ -266,7 +266,7 @@ class _Outgoing(aiohttp.Payload):
     def abort(self) -> None:
         """Close the connection now; closing it politely would first send what is still unsent."""
         if self._transport is not None:
-            pass
+            self._transport.abort()
             self._transport = None
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:

@@ -66,7 +66,8 @@ class Billing:
         charges: list[Charge] = []
         rows: list[UsageRow] = []
         for model in meter.models:
-            charge = self._charge(model, keep=keep)
+            # A failed model of a blocking answer gave the client nothing.
+            charge = self._charge(model, keep=keep and (model.failure is None or plan.request.stream))
             charges.append(charge)
             error = model.failure.kind if model.failure is not None else reason
             rows.append(self._row(plan, model.planned, charge=charge, error=error))

@@ -51,6 +51,7 @@ class Completions:
         self._clock = clock
         self._metrics = metrics
         self._metered: dict[int, tuple[Plan, Meter, Hold]] = {}
+        self._producing: set[asyncio.Task[None]] = set()
 
     async def complete(self, request: CompletionRequest, principal: Principal, running: Running) -> Answer:
         """Answer a blocking request. Raises a GatewayError; nothing is charged then."""
@@ -73,11 +74,15 @@ class Completions:
     def stream(self, request: CompletionRequest, principal: Principal, running: RunningStream) -> None:
         """Start a stream; read it from `running`, which ends with a StreamEnd or raises."""
         self._streams.add(running)
-        running.begin(asyncio.ensure_future(self._produce(request, principal, running)))
+        # It begins by itself, so that a stop before its first step still ends it in the one proper way.
+        task = asyncio.ensure_future(self._produce(request, principal, running))
+        self._producing.add(task)
+        task.add_done_callback(self._producing.discard)
 
     async def _produce(
         self, request: CompletionRequest, principal: Principal, running: RunningStream
     ) -> None:
+        running.begin(asyncio.current_task())
         try:
             end: StreamEnd | BaseException = await self._run(request, principal, running)
         except GatewayError as error:
@@ -120,8 +125,8 @@ class Completions:
             running.closing()
             del self._metered[id(meter)]
             bill = self._bill(plan, meter, running, failure)
+            self._limits.used(principal, plan.token_ceiling, _tokens(bill))
             settlement = await self._billing.close(hold, bill, partial(self._unanswered, plan, meter, bill))
-        self._limits.used(principal, plan.token_ceiling, _tokens(bill))
         answer = self._answer(plan, meter, bill, settlement, started)
         self._metrics.request(answer, plan, running, failure)
         if failure is not None:
@@ -220,9 +225,12 @@ class Completions:
         return len(self._metered)
 
     def checkpoint(self) -> None:
-        """Write down what running requests have used, so that a crash does not lose it. Called every second."""
+        """Write down what running streams have used, so that a crash does not lose it. Called every second.
+
+        A blocking answer that a crash prevents is not charged.
+        """
         for plan, meter, hold in self._metered.values():
-            if meter.take_dirty():
+            if plan.request.stream and meter.take_dirty():
                 self._billing.checkpoint(hold, plan, meter)
 
 
@@ -237,6 +245,11 @@ async def _together(coroutines: Sequence[Coroutine[object, object, None]]) -> No
             task.cancel()
         if unfinished:
             await asyncio.wait(unfinished)
+    # All are looked at, so that none is reported as forgotten; of several the earliest model's or prompt's is raised.
+    ended = [*(task for task in tasks if task in done), *unfinished]
+    failures = [task.exception() for task in ended if not task.cancelled()]
+    for failure in filter(None, failures):
+        raise failure
     for task in done:
         task.result()
 

@@ -14,6 +14,9 @@ from headgate.core.ports import Clock
 MAX_KEYS = 50_000
 """Full buckets are forgotten beyond this many keys; they would start full again anyway."""
 
+ROUNDING = 1e-6
+"""Of a unit: who waited as long as told is not refused for what floats lose."""
+
 
 class Bucket:
     """`capacity` units, refilled evenly within a minute."""
@@ -33,9 +36,9 @@ class Bucket:
     def take(self, units: int, now: float) -> bool:
         """Take units if they are there. More than the capacity counts as the capacity."""
         wanted = min(units, self.capacity)
-        if self.level(now) < wanted:
+        if self.level(now) < wanted - ROUNDING:
             return False
-        self._level -= wanted
+        self._level = max(0.0, self._level - wanted)
         return True
 
     def give_back(self, units: int, now: float) -> None:
@@ -96,7 +99,7 @@ class Limiter:
         for name, limit in self._limits.items():
             bucket = self._bucket(principal.key_id, name, limit, now)
             headers.append((f"x-ratelimit-limit-{name}", str(limit)))
-            headers.append((f"x-ratelimit-remaining-{name}", str(int(bucket.level(now)))))
+            headers.append((f"x-ratelimit-remaining-{name}", str(int(bucket.level(now) + ROUNDING))))
             headers.append((f"x-ratelimit-reset-{name}", f"{bucket.full_in(now)}s"))
         return tuple(headers)
 

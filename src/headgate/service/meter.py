@@ -85,7 +85,8 @@ class JobMeter:
         completion = self._tokens
         if not self._tokens_known:
             source = "estimate"
-            completion = sum(likely_in_text("".join(pieces)) for pieces in self._pieces)
+            limit = self.planned.job.max_tokens  # no guess is above what was asked for
+            completion = sum(min(limit, likely_in_text("".join(pieces))) for pieces in self._pieces)
         return Usage(prompt_tokens=prompt, completion_tokens=completion, source=source)
 
 

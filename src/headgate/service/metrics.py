@@ -69,7 +69,7 @@ class Metrics:
         dialect = plan.request.dialect
         if failure is not None:
             self._failures.labels(dialect, failure.kind).inc()
-        left = answer.price  # the ledger fills its cap in the order of the models
+        left: int = answer.price  # the ledger fills its cap in the order of the models
         for model in answer.models:
             name, charge = model.spec.name, model.charge
             charged = min(charge.price, left)

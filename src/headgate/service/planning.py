@@ -90,7 +90,7 @@ class Planner:
             developer=developer,
             ceiling=NanoUSD(sum(model.ceiling for model in models)),
             token_ceiling=sum(
-                planned.bound + planned.job.max_tokens * planned.job.n
+                (planned.bound if planned.job.counts_prompt else 0) + planned.job.max_tokens * planned.job.n
                 for model in models
                 for planned in model.jobs
             ),

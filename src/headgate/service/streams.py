@@ -36,8 +36,10 @@ class Running:
         self._closing = False
 
     def begin(self, task: "asyncio.Task[object] | None") -> None:
-        """Name the task that does the work, and that a stop cancels."""
+        """Name the task that does the work, and that a stop cancels; one that came before does so now."""
         self._task = task
+        if self.stop_reason is not None and task is not None:
+            task.cancel()
 
     def closing(self) -> None:
         """From here on the outcome stands; a stop comes too late."""
@@ -45,9 +47,10 @@ class Running:
 
     def stop(self, reason: StopReason) -> None:
         """End it early. The first reason counts; after `closing` nothing changes."""
-        if self.stop_reason is None and not self._closing and self._task is not None:
+        if self.stop_reason is None and not self._closing:
             self.stop_reason = reason
-            self._task.cancel()
+            if self._task is not None:
+                self._task.cancel()
 
 
 class RunningStream(Running):

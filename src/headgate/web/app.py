@@ -53,16 +53,11 @@ class HeadgateApp:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._entry(scope, receive, send)
-
-    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"cannot serve {scope['type']}")
-        if scope["method"] == "POST":
-            hot = self._hot.get(scope["path"])
-            if hot is not None:
-                await hot(scope, receive, send)
-                return
+        if scope["method"] == "POST" and scope["path"] in self._hot:
+            await self._entry(scope, receive, send)
+            return
         given_id = request_id(scope).encode()
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
@@ -70,12 +65,16 @@ class HeadgateApp:
                 message["headers"] = [*message["headers"], (b"x-request-id", given_id)]
             await send(message)
 
-        await self._rest(scope, receive, send_with_id)
+        await self._entry(scope, receive, send_with_id)
+
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hot = self._hot.get(scope["path"]) if scope["method"] == "POST" else None
+        await (hot or self._rest)(scope, receive, send)
 
     async def _http_error(self, request: Request, error: Exception) -> Response:
         """404 and 405 of the router, in the OpenAI form."""
         if not isinstance(error, HTTPException) or error.status_code != 405:
-            return _rendered(NotFound(f"There is nothing at {request.url.path[:200]}."))
+            return _rendered(NotFound(f"There is nothing at {request.scope['path'][:200]}."))
         allow = self._allowed(request.scope)
         response = _rendered(MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allow}."))
         response.headers["allow"] = allow

@@ -93,11 +93,12 @@ class CompletionEndpoint:
             raise
         except InvalidRequest as error:
             problem = error  # 401 comes before field errors
-        if gateway.draining:
-            raise Overloaded("The gateway is shutting down.", retry_after=5)
         authorization = header(scope, b"authorization")
         credential = dialect.credential(authorization.decode("latin-1") if authorization else None, body)
         principal = await gateway.identity.authenticate(credential, tokens_only=self._tokens_only)
+        # Nothing waits from here until the request counts as running, so the drain sees it or it is refused.
+        if gateway.draining:
+            raise Overloaded("The gateway is shutting down.", retry_after=5)
         authorize(principal, dialect.name)
         if header(scope, b"idempotency-key") is not None:
             raise InvalidRequest(

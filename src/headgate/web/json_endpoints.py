@@ -12,7 +12,7 @@ from headgate.core.errors import GatewayError, InternalError
 from headgate.dialects.base import Dialect, bearer
 from headgate.service.gateway import Gateway
 from headgate.service.identity import authorize
-from headgate.web.wire import Receive, Scope, Send, check_content_type, read_body, request_id
+from headgate.web.wire import ClientGone, Receive, Scope, Send, check_content_type, read_body, request_id
 
 log = structlog.get_logger("headgate.request")
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -28,6 +28,8 @@ class JsonEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             response = await self._endpoint(Request(scope, receive))
+        except ClientGone:
+            return
         except Exception as error:
             if not isinstance(error, GatewayError):
                 log.exception("request failed", request_id=request_id(scope))

@@ -111,9 +111,10 @@ class _Out:
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def _write(self, data: bytes, *, last: bool = False) -> None:
-        if not self._started:
-            await self._start()
-        if not data and not last:
+        if self._started and not data and not last:
             return
         async with asyncio.timeout(self._times.write_timeout):
-            await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+            if not self._started:
+                await self._start()
+            if data or last:
+                await self._send({"type": "http.response.body", "body": data, "more_body": not last})

@@ -3,11 +3,11 @@
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from tests.support.asking import KEY, provider_for
 from tests.support.upstream import Upstream
 
 from headgate.providers.http import Http
-
-KEY = "canary-7f3a"
+from headgate.providers.openai_compatible import OpenAICompatible
 
 
 @pytest.fixture
@@ -40,3 +40,10 @@ async def connect(upstream: Upstream) -> AsyncIterator[Connect]:
     yield make
     for http in made:
         await http.aclose()
+
+
+@pytest.fixture
+async def provider(upstream: Upstream) -> AsyncIterator[OpenAICompatible]:
+    made = provider_for(upstream.url)
+    yield made
+    await made.aclose()

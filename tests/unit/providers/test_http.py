@@ -5,14 +5,13 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from tests.support.asking import BODY, STREAM, ask, nothing
+from tests.support.asking import BODY, KEY, STREAM, ask, nothing
 from tests.support.script import Script
 from tests.support.upstream import Upstream
 
 from headgate.core.errors import UpstreamFailed
 from headgate.providers.http import Http
 
-KEY = "canary-7f3a"
 Connect = Callable[..., Http]
 
 

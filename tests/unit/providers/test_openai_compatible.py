@@ -1,62 +1,26 @@
 """An OpenAI-compatible upstream: what it is sent, what is made of its answers, and what is not believed."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import subprocess
+import sys
 from typing import Any
 
 import pytest
+from tests.support.asking import KEY, nothing, provider_for, streamed, text_before_failure
 from tests.support.jobs import job, model
 from tests.support.script import Script
 from tests.support.upstream import Upstream
 
 from headgate.config import ProviderSettings
-from headgate.core.completion import Chunk, Job, Message, Sampling, Usage
+from headgate.core.completion import Message, Sampling, Usage
 from headgate.core.errors import (
     ModelUnavailable,
     Overloaded,
-    UpstreamAuth,
-    UpstreamError,
     UpstreamFailed,
-    UpstreamRateLimited,
-    UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
 from headgate.providers.openai_compatible import OpenAICompatible
-
-KEY = "sk-canary-51c9"
-
-
-def provider_for(url: str, key: str | None = KEY, **settings: Any) -> OpenAICompatible:
-    return OpenAICompatible(
-        "acme", ProviderSettings(kind="openai", base_url=url, api_key_env="ACME_KEY", **settings), key
-    )
-
-
-@pytest.fixture
-async def provider(upstream: Upstream) -> AsyncIterator[OpenAICompatible]:
-    made = provider_for(upstream.url)
-    yield made
-    await made.aclose()
-
-
-def nothing() -> None:
-    pass
-
-
-async def streamed(provider: OpenAICompatible, asked: Job) -> list[Chunk]:
-    return [chunk async for batch in provider.stream(asked, nothing) for chunk in batch]
-
-
-async def text_before_failure(
-    provider: OpenAICompatible, asked: Job, failure: type[UpstreamError]
-) -> tuple[str, UpstreamError]:
-    text = ""
-    with pytest.raises(failure) as raised:
-        async for batch in provider.stream(asked, nothing):
-            text += "".join(chunk.text for chunk in batch)
-    return text, raised.value
-
 
 # --- what goes out ----------------------------------------------------------------------------------------------
 
@@ -330,67 +294,15 @@ async def test_the_cap_of_the_settings_holds(upstream: Upstream) -> None:
     await provider.aclose()
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [
-        (400, UpstreamRejected),
-        (413, UpstreamRejected),
-        (422, UpstreamRejected),
-        (401, UpstreamAuth),
-        (402, UpstreamAuth),
-        (403, UpstreamAuth),
-        (404, UpstreamFailed),
-        (409, UpstreamFailed),
-        (429, UpstreamRateLimited),
-        (500, UpstreamFailed),
-        (502, UpstreamFailed),
-        (503, UpstreamUnavailable),
-        (529, UpstreamUnavailable),
-        (408, UpstreamTimeout),
-        (504, UpstreamTimeout),
-    ],
-)
-async def test_a_status_means_the_same_both_ways(
-    upstream: Upstream, provider: OpenAICompatible, status: int, expected: type[UpstreamError]
-) -> None:
-    with pytest.raises(UpstreamError) as blocking:
-        await provider.complete(job(f"status-{status}"), nothing)
-    _, streaming = await text_before_failure(provider, job(f"status-{status}"), UpstreamError)
-    for error in (blocking.value, streaming):
-        assert type(error) is expected
-        assert error.status == status
-        assert ("Told to say" in error.message) == (expected is UpstreamRejected)
-
-
-async def test_retry_after_is_passed_on_within_bounds(upstream: Upstream, provider: OpenAICompatible) -> None:
-    waits = []
-    for given in ("7", "0.2", "86400", "soon", "-5", "inf", "nan", None):
-        upstream.script(Script(status=429, headers={} if given is None else {"Retry-After": given}))
-        with pytest.raises(UpstreamRateLimited) as raised:
-            await provider.complete(job(), nothing)
-        waits.append(raised.value.retry_after)
-    assert waits == [7, 1, 120, 1, 1, 120, 1, 1]
-
-
-async def test_our_key_and_long_words_of_the_upstream_are_cut(
-    upstream: Upstream, provider: OpenAICompatible
-) -> None:
-    body = {"error": {"message": f"No model for {KEY}. " + "x" * 10_000}}
-    upstream.script(Script(status=400, body=body))
-    with pytest.raises(UpstreamRejected) as raised:
-        await provider.complete(job(), nothing)
-    assert raised.value.message.startswith("No model for [key]. xxx")
-    assert len(raised.value.message) <= 500
-
-
-async def test_a_refusal_with_an_endless_body_is_still_understood(
-    upstream: Upstream, provider: OpenAICompatible
-) -> None:
-    upstream.script(Script(status=422, body="x" * 1_000_000))
-    with pytest.raises(UpstreamRejected) as raised:
-        await provider.complete(job(), nothing)
-    assert raised.value.status == 422
-    assert "xx" not in raised.value.message
+def test_without_a_key_no_http_client_is_loaded() -> None:
+    script = (
+        "import sys\n"
+        "from headgate.config import ProviderSettings\n"
+        "from headgate.providers.openai_compatible import OpenAICompatible\n"
+        "settings = ProviderSettings(kind='openai', base_url='http://127.0.0.1:1', api_key_env='KEY')\n"
+        "OpenAICompatible('acme', settings, None)\n"
+        "assert 'aiohttp' not in sys.modules\n"
+        "OpenAICompatible('acme', settings, 'key')\n"
+        "assert 'aiohttp' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
