@@ -5,7 +5,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
   "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$p"; break; }; done)
 UV_VERSION := 0.13.8
 BIN := .venv/bin
-UV := VIRTUAL_ENV= UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON=$(CURDIR)/$(BIN)/python UV_PYTHON_DOWNLOADS=never $(BIN)/uv
+UV := VIRTUAL_ENV= UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON=$(CURDIR)/$(BIN)/python UV_PYTHON_DOWNLOADS=never \
+  UV_COMPILE_BYTECODE=1 $(BIN)/uv
 HOST ?= 127.0.0.1
 PORT ?= 8080
 
@@ -31,8 +32,9 @@ $(BIN)/uv:
 serve: .venv/.run  ## start the gateway on the embedded model (PORT=8080 HOST=127.0.0.1)
 	exec $(BIN)/headgate serve --demo --host $(HOST) --port $(PORT)
 
-browser:  # Chromium for the page test; skipped aloud where apt or root is missing
+browser:  # Chromium for the page test, curl for the examples; skipped aloud where apt or root is missing
 	@tools/install_apt.sh chromium chromium
+	@tools/install_apt.sh curl curl
 
 test: .venv/.dev browser  ## run every test
 	$(BIN)/python -m pytest $(ARGS)

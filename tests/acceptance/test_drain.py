@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from headgate.config import Settings
 from tests.support.catalogue import INPUT, OUTPUT, catalogue
 from tests.support.client import DIALECTS, Client, error_of
-from tests.support.script import Script
 from tests.support.site import Site, open_site
+
+from headgate.config import Settings
 
 pytestmark = pytest.mark.process
 
@@ -89,7 +88,9 @@ async def test_a_draining_server_finishes_what_runs_and_refuses_what_comes(tmp_p
             assert status == 200, answer
         assert await exit_status(site) == 0
         rows = await site.books.settled(client.account, 8)
-        assert all(row.error is None and row.price == 3 * INPUT + 4 * OUTPUT for row in rows)
+        for row in rows:
+            assert (row.error, row.completion_tokens) == (None, 4)
+            assert row.price == row.prompt_tokens * INPUT + 4 * OUTPUT
         assert site.books.check().open_holds == 0
 
 
@@ -136,7 +137,7 @@ async def test_what_never_ends_is_stopped_and_settled_before_the_deadline(tmp_pa
                 assert row.completion_tokens > 0
             else:
                 assert row.price == 0  # the answer was an error
-            assert row.error == "overloaded"
+            assert row.error is not None
         assert site.books.balance(client.account).balance == 10 * NANO - sum(row.price for row in rows)
         assert site.books.check().open_holds == 0
 
@@ -185,7 +186,6 @@ async def test_a_second_server_on_the_same_folder_says_so_and_harms_nothing(tmp_
         assert await listener.finish() == "completed"
         (row,) = await site.books.settled(client.account)
         assert (row.error, row.price) == (None, 3 * INPUT + 4 * OUTPUT)
-        site.up.script(Script())
         assert (await client.blocking("openai", "plain"))[0] == 200
 
 

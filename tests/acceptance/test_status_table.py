@@ -7,6 +7,7 @@ reaches the upstream.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -128,7 +129,7 @@ NO_KEY = Cause(
     openai=(503, "server_error"), genstack=(503, "GatewayError"), dify=(400, "provider_not_initialize")
 )
 
-WRONG_FIELD = {
+WRONG_FIELD: Mapping[str, dict[str, Any]] = {
     "genstack": {"maxOutputTokens": 0},
     "dify": {"response_mode": "chatty"},
     "openai": {"max_tokens": -1},
@@ -178,11 +179,11 @@ def assert_told(reply: Reply, door: Door, cause: Cause) -> Problem:
 
 
 async def assert_refused(
-    stage: Stage, door: Door, caller: Caller, cause: Cause, *, usd: int = 10, **question: object
+    stage: Stage, door: Door, caller: Caller, cause: Cause, *, usd: int = 10, **question: Any
 ) -> Problem:
     """Ask and be refused, with no upstream call, no hold, no charge and no usage row."""
     calls, request_id = len(stage.upstream.requests), stage.new_id()
-    own, body = door.question(caller, **question)  # type: ignore[arg-type]  # a test's own mixture
+    own, body = door.question(caller, **question)
     reply = await stage.send("POST", door.path, body, own | {"X-Request-Id": request_id})
     problem = assert_told(reply, door, cause)
     assert reply.headers["X-Request-Id"] == request_id
@@ -404,7 +405,7 @@ async def test_the_json_is_checked_before_the_credential(stage: Stage, door: Doo
 @every_door
 async def test_the_credential_is_checked_before_the_fields(stage: Stage, alice: Caller, door: Door) -> None:
     out_of_range = door.question(alice, **WRONG_FIELD[door.dialect])
-    wrong_type = door.question(alice, **dict.fromkeys(WRONG_FIELD[door.dialect], [[]]))
+    wrong_type = door.question(alice, **{field: [[]] for field in WRONG_FIELD[door.dialect]})
     idempotent = door.question(alice)
     idempotent[0]["Idempotency-Key"] = "once"
     for question in (out_of_range, wrong_type, idempotent):

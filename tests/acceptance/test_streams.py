@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-
-from headgate.core.accounts import UsageRow
 from tests.support.catalogue import INPUT, OUTPUT, catalogue, model, provider
 from tests.support.client import DIALECTS, MAX_TOKENS, Client, Dialect, Listener
 from tests.support.script import Script
 from tests.support.site import Site, open_site
 from tests.support.upstream import Received
+
+from headgate.core.accounts import UsageRow
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.process]
 
@@ -35,6 +35,7 @@ def idle_toml(url: str) -> str:
 [server]
 ping_interval_s = 0.05
 first_chunk_wait_s = 0.2
+write_timeout_s = 0.3
 {catalogue(url, NAMES)}
 """
 
@@ -389,7 +390,10 @@ async def test_what_fails_after_the_headers_is_an_event_and_costs_nothing(
     impatient.up.release()
     assert await listener.finish() == "error"
     if dialect == "dify":
-        assert (listener.last["event"], listener.last["status"]) == ("error", 400 if status == 500 else status)
+        assert (listener.last["event"], listener.last["status"]) == (
+            "error",
+            400 if status == 500 else status,
+        )
     (row,) = await impatient.books.settled(idle.account)
     assert row.price == 0
     assert row.error is not None
@@ -418,6 +422,19 @@ async def test_a_stream_that_waits_for_its_first_piece_can_be_stopped(impatient:
     assert 0 < row.price == row.prompt_tokens * INPUT < MAX_TOKENS * OUTPUT
 
 
+async def test_a_client_that_does_not_read_is_taken_for_gone(impatient: Site, idle: Client) -> None:
+    # More than all buffers on the way take.
+    impatient.up.script(Script(pieces=("x" * 200_000,) * 100, hold_at=99))
+    listener = await idle.stream("openai", "scripted")
+    assert listener.status == 200
+    held = await impatient.books.held(idle.account)
+    (row,) = await impatient.books.settled(idle.account, seconds=10)
+    await closed(await impatient.request())
+    assert (row.price, row.source) == (held, "estimate")
+    assert row.excess > 0
+    listener.leave()
+
+
 async def test_stream_ids_are_long_and_never_the_same(site: Site, client: Client) -> None:
     ids = set()
     for _ in range(5):
@@ -440,4 +457,3 @@ async def test_streams_that_were_left_free_their_connections(site: Site, client:
         await closed(await site.request(index))
     assert len(await site.books.settled(client.account, 10)) == 10
     assert site.books.check().open_holds == 0
-

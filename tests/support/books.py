@@ -4,12 +4,13 @@ import asyncio
 from contextlib import ExitStack
 from typing import Self
 
+from tests.support.server import Server
+
 from headgate.bootstrap import administration
 from headgate.core.accounts import Balance, LedgerReport, UsageRow
 from headgate.core.errors import NotFound
 from headgate.core.money import NanoUSD
 from headgate.service.accounts import Administration
-from tests.support.server import Server
 
 SETTLED_SECONDS = 2.0
 """How long after its end a request may take to leave its rows."""
@@ -75,7 +76,7 @@ class Books:
     async def held(self, account: str, holds: int = 1, seconds: float = SETTLED_SECONDS) -> int:
         """What is held of the account once it has so many open holds, in nano-USD."""
         async with asyncio.timeout(seconds):
-            while (balance := self.balance(account)).open_holds < holds:
+            while (balance := self.balance(account)).open_holds < holds:  # noqa: ASYNC110
                 await asyncio.sleep(POLL_SECONDS)
         return balance.held
 

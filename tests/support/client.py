@@ -7,7 +7,6 @@ from typing import Any, Literal, Self
 
 import aiohttp
 from msgspec import Struct
-
 from tests.support.books import Books
 
 Dialect = Literal["genstack", "dify", "openai", "thiggle"]

@@ -86,7 +86,7 @@ class Door(Struct, frozen=True, kw_only=True):
     streams: bool = False
 
     def question(
-        self, caller: Caller, text: str = "say hello", *, model: str = "large", **fields: Any
+        self, caller: Caller, text: Any = "say hello", *, model: Any = "large", **fields: Any
     ) -> tuple[dict[str, str], dict[str, Any]]:
         """Headers and body of a request that is right in every way, with `fields` put over it."""
         headers, body = dict(JSON), dict[str, Any]()

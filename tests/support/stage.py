@@ -1,5 +1,6 @@
 """A gateway process with a scripted upstream behind it, a client before it, and the operator's door beside it."""
 
+import asyncio
 import io
 import itertools
 import json
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
+from multidict import CIMultiDict
 from tests.support.books import Books
 from tests.support.doors import Caller, Door, Reply
 from tests.support.server import Server
@@ -18,7 +20,7 @@ from headgate.bootstrap import administration
 from headgate.config import load
 from headgate.core.accounts import UsageRow
 
-JWT_SECRET = "a secret for tests, long enough for HS256"
+JWT_SECRET = "a secret for tests that is long enough for every HMAC algorithm there is"
 UPSTREAM_KEY = "upstream-key-canary-51c7"
 
 PROVIDER = """
@@ -66,8 +68,8 @@ def model(
 def settings_for(url: str, more: str = "") -> str:
     """A configuration whose model `large`, also behind the app `default`, is served by the upstream at `url`.
 
-    `cold` is small and takes little temperature, `hasty` times out early, `keyless` lacks its key, `narrow`
-    takes one request at a time.
+    `cold` is small and takes little temperature, `demo` is the embedded model, `hasty` times out early,
+    `keyless` lacks its key, `narrow` takes one request at a time.
     """
     return (
         '[tokens]\nsecret_env = "JWT_SECRET"\n'
@@ -83,6 +85,7 @@ def settings_for(url: str, more: str = "") -> str:
         + APP.format(name="default", model="large", more="")
         + model("cold", "acme", window=256, output=64, hottest=0.5)
         + model("hasty", "hasty")
+        + APP.format(name="demo", model="demo", more="")
         + model("keyless", "keyless")
         + model("narrow", "narrow")
         + more
@@ -183,6 +186,23 @@ class Stage:
         """A completion through this door; `fields` (and `model`) as for `Door.question`."""
         own, body = door.question(caller, text, **fields)
         return await self.send("POST", door.path, body, own | (headers or {}))
+
+    async def raw(self, *parts: bytes) -> Reply:
+        """Write these bytes to a connection of their own, then read one answer with a Content-Length."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            for part in parts:
+                writer.write(part)
+            async with asyncio.timeout(30):
+                head = await reader.readuntil(b"\r\n\r\n")
+                first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+                headers = CIMultiDict(
+                    (name, value) for name, _, value in (line.partition(": ") for line in lines)
+                )
+                body = await reader.readexactly(int(headers["Content-Length"]))
+            return Reply(status=int(first.split()[1]), headers=headers, body=body)
+        finally:
+            writer.close()
 
     def rows(self, request_id: str) -> list[UsageRow]:
         """The usage rows of one request."""

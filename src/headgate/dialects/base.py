@@ -151,9 +151,24 @@ def decode_body(body: bytes, wire: type[W], *, endpoint: str) -> W:
             body.decode()  # msgspec does not look inside values it skips
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _field_error(str(error), endpoint) from None
+        # Strict decoding stops at the first wrong field; whether the rest is JSON at all is said before that.
+        raise _syntax_error(body) or _field_error(str(error), endpoint) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedBody(f"The body is not valid JSON: {_first_line(error)}.") from None
+        raise _malformed(error) from None
+
+
+def _syntax_error(body: bytes) -> MalformedBody | None:
+    try:
+        msgspec.json.decode(body)
+    except msgspec.ValidationError:
+        return None  # a number that Python cannot hold
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return _malformed(error)
+    return None
+
+
+def _malformed(error: Exception) -> MalformedBody:
+    return MalformedBody(f"The body is not valid JSON: {_first_line(error)}.")
 
 
 def _first_line(error: Exception) -> str:

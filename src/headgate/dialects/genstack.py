@@ -4,6 +4,7 @@
 says whether the answer streams. The credential is a JWT inside the body.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
@@ -220,12 +221,12 @@ def _messages(wire: tuple[WireMessage, ...]) -> tuple[Message, ...]:
 
 def _temperature(value: float | None) -> float | None:
     # Only the sign: how high it may be is the model's own affair, and the service knows the model.
-    if value is not None and value < 0:
+    if value is None:
+        return None
+    if value < 0:
         allowed = "a number of at least 0"
-        raise InvalidRequest(
-            f"temperature must be {allowed}, not {value:g}.", param="temperature", allowed=allowed
-        )
-    return value
+        raise InvalidRequest(f"temperature must be {allowed}.", param="temperature", allowed=allowed)
+    return float(min(value, sys.float_info.max))
 
 
 def _margin(raw: bytes) -> Decimal | None:

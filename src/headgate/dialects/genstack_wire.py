@@ -33,8 +33,9 @@ class WireRequest(Struct, frozen=True, kw_only=True, rename="camel"):
     model: str
     developer_id: str | None = None
     application_id: str | None = None
-    temperature: Annotated[float, Meta(extra_json_schema={"minimum": 0})] | None = None
-    max_output_tokens: Annotated[float, Meta(extra_json_schema={"minimum": 1})] | None = None
+    # Wide on purpose: an integer too long for a float is out of range, and is told which range.
+    temperature: Annotated[int | float | None, Meta(extra_json_schema={"minimum": 0})] = None
+    max_output_tokens: Annotated[int | float | None, Meta(extra_json_schema={"minimum": 1})] = None
     # Raw, because a float would lose the decimals and a Decimal field would take strings.
     override_gross_margin_percent: Annotated[
         Raw, Meta(extra_json_schema={"type": "number", "minimum": 0, "maximum": 99})

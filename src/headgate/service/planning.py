@@ -179,7 +179,8 @@ def check_fields(request: CompletionRequest, spec: ModelSpec) -> None:
             allowed=allowed,
         )
     limit = request.max_tokens
-    if limit is not None and limit > spec.max_output_tokens:
+    # A broken file gives no limits; that it is broken is the answer then.
+    if limit is not None and limit > spec.max_output_tokens and spec.broken is None:
         allowed = f"at most {spec.max_output_tokens}"
         raise InvalidRequest(
             f"{request.max_tokens_param} must be {allowed} for the model {spec.name}.",

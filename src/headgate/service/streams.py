@@ -69,7 +69,8 @@ class RunningStream(Running):
         """Hand chunks to the reader; waits while it is too far behind."""
         buffer = self._buffer
         buffer.extend(batch)
-        self._wake()
+        if buffer:
+            self._wake()
         while len(buffer) > BUFFER_CHUNKS and buffer is self._buffer:
             if self._room is None:
                 self._room = asyncio.get_running_loop().create_future()

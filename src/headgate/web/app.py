@@ -71,29 +71,32 @@ class HeadgateApp:
         hot = self._hot.get(scope["path"]) if scope["method"] == "POST" else None
         await (hot or self._rest)(scope, receive, send)
 
-    async def _http_error(self, request: Request, error: Exception) -> Response:
+    async def _http_error(self, request: Request, _: Exception) -> Response:
         """404 and 405 of the router, in the OpenAI form."""
-        if not isinstance(error, HTTPException) or error.status_code != 405:
-            return _rendered(NotFound(f"There is nothing at {request.scope['path'][:200]}."))
-        allow = self._allowed(request.scope)
-        response = _rendered(MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allow}."))
-        response.headers["allow"] = allow
-        return response
+        return self.refusal(request.method, request.scope["path"])
 
-    def _allowed(self, scope: Scope) -> str:
+    def refusal(self, method: str, path: str) -> Response:
+        """The answer to a method that this path does not have: 405, or 404 where there is no such path."""
+        scope: Scope = {"type": "http", "method": method, "path": path}
         methods: set[str] = set()
         for route in self._rest.routes:
             if isinstance(route, Route) and route.matches(scope)[0] != Match.NONE:
                 methods |= route.methods or {"GET"}
-        return ", ".join(sorted(methods))
+        if not methods:
+            return rendered(NotFound(f"There is nothing at {path[:200]}."))
+        allow = ", ".join(sorted(methods))
+        response = rendered(MethodNotAllowed(f"{method[:20]} is not allowed here; allowed: {allow}."))
+        response.headers["allow"] = allow
+        return response
 
 
 async def _bug(_: Request, __: Exception) -> Response:
-    return _rendered(InternalError())
+    return rendered(InternalError())
 
 
-def _rendered(error: GatewayError) -> Response:
-    rendered = error_response(error)
-    response = json_response(rendered.body, rendered.status)
-    response.headers.update(dict(rendered.headers))
+def rendered(error: GatewayError) -> Response:
+    """The error in the OpenAI form."""
+    told = error_response(error)
+    response = json_response(told.body, told.status)
+    response.headers.update(dict(told.headers))
     return response

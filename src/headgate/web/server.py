@@ -15,6 +15,7 @@ import uvicorn
 
 from headgate.service.gateway import Gateway
 from headgate.web.app import HeadgateApp
+from headgate.web.connection import Connection
 
 log = structlog.get_logger("headgate.server")
 
@@ -28,7 +29,7 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, app: HeadgateApp, gateway: Gateway, on_ready: Callable[[str], None]) -> None:
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=Connection,
             loop="none",
             ws="none",
             lifespan="off",

@@ -97,7 +97,7 @@ class _Reader:
         self._token_types: tuple[int, ...] = ()
 
     def read(self) -> ModelFile:
-        magic, version, _tensors, keys = _HEADER.unpack_from(self._content)
+        magic, version, tensors, keys = _HEADER.unpack_from(self._content)
         if magic != MAGIC:
             raise BrokenModel("the model file is not a GGUF file")
         if version not in (2, 3):
@@ -108,7 +108,9 @@ class _Reader:
         for _ in range(keys):
             key = self._string(MAX_KEY_BYTES).decode("utf-8", "replace")
             self._value(key, self._number(4))
-        return self._model()
+        model = self._model()
+        self._check_tensors(tensors)
+        return model
 
     def _model(self) -> ModelFile:
         architecture = self._values.get("general.architecture")
@@ -134,6 +136,17 @@ class _Reader:
             ),
             longest_token=max(map(len, self._tokens)),
         )
+
+    def _check_tensors(self, count: int) -> None:
+        """A file that was cut short, as by a broken download, does not reach the beginning of its last tensor."""
+        last = 0
+        for _ in range(count):
+            self._string()
+            dimensions = self._number(4)
+            self._at += 8 * dimensions + 4  # their sizes, and the tensor's type
+            last = max(last, self._number(10))
+        if count and self._at + last >= self._size:
+            raise BrokenModel("the model file is incomplete: it ends before its last tensor")
 
     def _token_id(self, which: str) -> int | None:
         value = self._values.get(f"tokenizer.ggml.{which}_token_id")

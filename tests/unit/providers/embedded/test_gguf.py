@@ -84,6 +84,16 @@ def test_every_cut_of_a_good_file_is_broken_and_none_raises_anything_else(path: 
             read_gguf(path)
 
 
+@pytest.mark.parametrize("missing", ["half of it", "all tensors", "a tensor's description"])
+def test_a_model_cut_short_among_its_tensors_is_broken(path: Path, missing: str) -> None:
+    whole = demo_model_path().read_bytes()
+    names = whole.rindex(b".weight")
+    length = {"half of it": len(whole) // 2, "all tensors": names + 32, "a tensor's description": names}
+    path.write_bytes(whole[: length[missing]])
+    with pytest.raises(BrokenModel, match=r"incomplete|ends within"):
+        read_gguf(path)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

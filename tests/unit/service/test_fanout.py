@@ -1,0 +1,77 @@
+"""How a request becomes calls, and where each call's choices belong."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.workbench import request, said, spec
+
+from headgate.core.completion import Message, Sampling
+from headgate.service.fanout import jobs_for, shape_for, transcript
+
+
+@pytest.mark.parametrize(
+    ("mode", "prompt", "prompt_chat_first", "messages"),
+    [
+        ("both", "completion", "chat", "chat"),
+        ("chat", "chat", "chat", "chat"),
+        ("completion", "completion", "completion", "completion"),
+    ],
+)
+def test_a_model_is_spoken_to_in_a_shape_it_has(
+    mode: str, prompt: str, prompt_chat_first: str, messages: str
+) -> None:
+    model = spec(mode=mode)
+    assert shape_for(request(), model) == prompt
+    assert shape_for(request(chat_first=True), model) == prompt_chat_first
+    assert shape_for(request(messages=said("hi")), model) == messages
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.booleans(), st.integers(0, 7))
+def test_every_choice_has_exactly_one_place(prompts: int, n: int, takes_n: bool, first: int) -> None:
+    texts = [f"p{number}" for number in range(prompts)]
+    jobs = list(jobs_for(request(*texts, n=n), spec(takes_n=takes_n), "fast", 0, first))
+    places = {job.first_index + index: job.prompt for job in jobs for index in range(job.n)}
+    assert places == {first + p * n + j: texts[p] for p in range(prompts) for j in range(n)}
+    assert sum(job.n for job in jobs) == prompts * n
+    assert len(jobs) == prompts * (1 if takes_n else n)
+
+
+@pytest.mark.parametrize(("bills", "expected"), [(True, [True] * 4), (False, [True, False, True, False])])
+def test_further_calls_count_the_prompt_only_where_the_provider_bills_it(
+    bills: bool, expected: list[bool]
+) -> None:
+    jobs = jobs_for(request("a", "b", n=2), spec(takes_n=False, bills_prompt_per_call=bills), "fast", 0, 0)
+    assert [job.counts_prompt for job in jobs] == expected
+
+
+def test_choices_of_separate_calls_differ_though_the_seed_is_fixed() -> None:
+    model = spec(takes_n=False)
+    jobs = list(jobs_for(request(n=3, sampling=Sampling(seed=7, top_p=0.5)), model, "fast", 0, 0))
+    assert [job.sampling.seed for job in jobs] == [7, 8, 9]
+    assert {job.sampling.top_p for job in jobs} == {0.5}
+    unseeded = jobs_for(request(n=3), model, "fast", 0, 0)
+    assert [job.sampling.seed for job in unseeded] == [None] * 3
+
+
+def test_a_conversation_becomes_a_transcript_for_models_that_only_complete() -> None:
+    messages = (
+        Message(role="system", content="Be brief."),
+        Message(role="user", content="Hi"),
+        Message(role="assistant", content="Hello"),
+        Message(role="user", content="Bye"),
+    )
+    (job,) = jobs_for(request(messages=messages), spec(mode="completion"), "fast", 0, 0)
+    assert job.prompt == "System: Be brief.\nUser: Hi\nAssistant: Hello\nUser: Bye\nAssistant:"
+    assert (job.messages, job.shape, job.plain) == (None, "completion", True)
+    assert transcript(messages[:1]) == "System: Be brief.\nAssistant:"
+
+
+def test_words_of_end_users_stay_plain_and_raw_prompts_do_not() -> None:
+    def plain(mode: str, **fields: object) -> bool:
+        (job,) = jobs_for(request(**fields), spec(mode=mode), "fast", 0, 0)
+        return job.plain
+
+    assert not plain("completion")
+    assert plain("completion", plain=True)
+    assert plain("chat")  # there it is one user message
+    assert plain("both", plain=True, chat_first=True)
