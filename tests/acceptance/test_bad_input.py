@@ -401,13 +401,11 @@ async def test_as_many_choices_as_allowed_are_served(stage: Stage, bob: Caller) 
 
 @every_door
 async def test_a_body_announced_too_large_is_refused_before_it_is_sent(stage: Stage, door: Door) -> None:
-    for length in (str(MAX_BODY + 1), "9" * 30):
+    for length in (MAX_BODY + 1, 10**15, 10**18):
         head = f"POST {door.path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
         reply = await stage.raw(head)
-        assert reply.status == (413 if len(length) < 20 else reply.status)
-        assert reply.status in (400, 413)
-        if reply.status == 413:
-            assert str(MAX_BODY) in reply.problem(door.dialect).message
+        assert reply.status == 413
+        assert str(MAX_BODY) in reply.problem(door.dialect).message
 
 
 @every_door

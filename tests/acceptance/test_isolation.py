@@ -153,9 +153,7 @@ async def test_ones_own_task_is_stopped(stage: Stage, alice: Caller, app: str, p
         assert not stream.asked.answered.is_set()
 
 
-@pytest.mark.parametrize(
-    "task_id", ["x", "00000000000000000000000000000000", "...", "' OR 1=1", "9" * 300]
-)
+@pytest.mark.parametrize("task_id", ["x", "00000000000000000000000000000000", "...", "' OR 1=1", "9" * 300])
 async def test_a_strange_task_id_is_answered_as_an_unknown_one(
     stage: Stage, alice: Caller, task_id: str
 ) -> None:

@@ -430,8 +430,8 @@ async def test_a_client_that_does_not_read_is_taken_for_gone(impatient: Site, id
     held = await impatient.books.held(idle.account)
     (row,) = await impatient.books.settled(idle.account, seconds=10)
     await closed(await impatient.request())
-    assert (row.price, row.source) == (held, "estimate")
-    assert row.excess > 0
+    assert row.source == "estimate"
+    assert row.prompt_tokens * INPUT < row.price <= held  # some pieces went out
     listener.leave()
 
 

@@ -17,6 +17,7 @@ from headgate.service.billing import Billing
 from headgate.service.complete import Completions
 from headgate.service.gateway import EngineStatus, Gateway
 from headgate.service.identity import Identity
+from headgate.service.ids import Ids
 from headgate.service.limits import Limiter
 from headgate.service.margins import MarginRules
 from headgate.service.metrics import Metrics
@@ -76,7 +77,7 @@ async def open_gateway(
     Holds the data folder's lock until it is closed. `providers` replace or add to the configured ones.
     LedgerUnavailable when the folder or its database cannot be used.
     """
-    clock = clock or SystemClock()
+    clock, ids = clock or SystemClock(), Ids()
     async with AsyncExitStack() as stack:
         stack.enter_context(folder_lock(settings.data_dir))
         specs = model_specs(settings)
@@ -95,7 +96,7 @@ async def open_gateway(
             SqliteAccounts(database).ensure(developers, int(clock.time() * 1000))
         accounts = SqliteAccountStore(database)
         stack.push_async_callback(accounts.close)
-        billing = Billing(ledger, clock, settings.margins.platform_share_percent)
+        billing = Billing(ledger, clock, settings.margins.platform_share_percent, ids)
         streams, metrics, models = Streams(), Metrics(), Catalog(specs)
         planner = Planner(models, table, MarginRules(settings.margins, settings.apps), settings.developers)
         gateway = Gateway(
@@ -110,6 +111,7 @@ async def open_gateway(
             providers=table,
             metrics=metrics,
             clock=clock,
+            ids=ids,
             drain_deadline_s=settings.server.drain_deadline_s,
             engine_statuses=_engine_statuses(embedded),
         )

@@ -1,6 +1,7 @@
 """`headgate serve` from settings to exit: gateway, server, demo account, the lines on stdout."""
 
 import asyncio
+import gc
 import os
 import socket
 from pathlib import Path
@@ -57,6 +58,7 @@ async def _serve(settings: Settings, host: str, port: int, demo: bool) -> None:
             for engine, status in gateway.engines().items():
                 log.info("engine", model=engine, **status)
             log.info("ready", url=url, config=settings.source, data=str(settings.data_dir))
+            _settle_memory()
             lines = [] if welcome is None else _welcome(welcome, public_url())
             print(*lines, f"ready {url}", sep="\n", flush=True)
 
@@ -73,6 +75,13 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigError(
             f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with --host and --port"
         ) from error
+
+
+def _settle_memory() -> None:
+    """Tell the collector that what is here now stays, and to look less often: 7 % of a request otherwise."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def _demo(settings: Settings) -> Demo:

@@ -43,7 +43,12 @@ def load(config_file: Path | None = None, environ: Mapping[str, str] | None = No
     apps = {DEFAULT_APP.name: DEFAULT_APP} | {
         name: check.app(name, row) for name, row in document.apps.items()
     }
-    known = {name for row in models for bare in (row.name, *row.aliases) for name in (bare, f"{row.provider}/{bare}")}
+    known = {
+        name
+        for row in models
+        for bare in (row.name, *row.aliases)
+        for name in (bare, f"{row.provider}/{bare}")
+    }
     for name, app in apps.items():
         if app.model not in known:
             raise check.fail(f"apps.{name}.model", f"{app.model!r} is not in the catalogue")

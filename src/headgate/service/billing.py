@@ -5,17 +5,18 @@ what was delivered; a client that leaves is charged the prompt and what came.
 """
 
 import asyncio
-import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from decimal import Decimal
 
 import structlog
+from msgspec import structs
 
 from headgate.core.accounts import Hold, Settlement, UsageRow
 from headgate.core.completion import Charge, Usage
 from headgate.core.errors import GatewayError, InternalError, LedgerUnavailable
 from headgate.core.money import FemtoUSD, NanoUSD, cost_of, platform_share, price_of
 from headgate.core.ports import Clock, Ledger
+from headgate.service.ids import Ids
 from headgate.service.meter import Meter, ModelMeter
 from headgate.service.planning import Plan, PlannedModel
 
@@ -34,16 +35,17 @@ class Bill:
 
 
 class Billing:
-    def __init__(self, ledger: Ledger, clock: Clock, platform_share_percent: Decimal) -> None:
+    def __init__(self, ledger: Ledger, clock: Clock, platform_share_percent: Decimal, ids: Ids) -> None:
         self.ledger = ledger
         self._clock = clock
         self._platform_share = platform_share_percent
+        self._ids = ids
         self._unclosed: set[asyncio.Task[None]] = set()
 
     async def hold(self, plan: Plan) -> Hold:
         """Set the plan's ceiling aside. Cancelling the wait releases what was held."""
         hold = Hold(
-            id=secrets.token_hex(16),
+            id=self._ids.hex(),
             account=plan.principal.account,
             amount=plan.ceiling,
             created_ms=int(self._clock.time() * 1000),
@@ -97,6 +99,12 @@ class Billing:
         except KeyError:
             log.error("hold was resolved already", hold=hold.id)
             raise InternalError from None
+        except GatewayError:
+            # The ledger cannot make this settle, which is our bug: charge nothing, but keep no money either.
+            log.error("settle failed; releasing", hold=hold.id)
+            rows = tuple(structs.replace(row, error=InternalError.kind) for row in hold.rows)
+            self._later(self._keep_trying(hold.id, rows))
+            raise
         if cancelled:
             raise asyncio.CancelledError
         return settlement
@@ -181,6 +189,9 @@ class Billing:
                 await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
                 attempt += 1
             except KeyError:
+                return
+            except GatewayError:
+                log.exception("hold stays open until the next start", hold=hold_id)
                 return
             else:
                 return

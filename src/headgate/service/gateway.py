@@ -14,6 +14,7 @@ from headgate.core.ports import Clock, Ledger, Provider
 from headgate.service.billing import Billing
 from headgate.service.complete import Completions
 from headgate.service.identity import Identity
+from headgate.service.ids import Ids
 from headgate.service.metrics import Metrics
 from headgate.service.streams import Streams
 
@@ -47,6 +48,7 @@ class Gateway:
         providers: Mapping[str, Provider],
         metrics: Metrics,
         clock: Clock,
+        ids: Ids,
         drain_deadline_s: float,
         engine_statuses: Callable[[], Mapping[str, EngineStatus]],
     ) -> None:
@@ -58,6 +60,7 @@ class Gateway:
         self.providers = providers
         self.metrics = metrics
         self.clock = clock
+        self.ids = ids
         self.draining = False
         self._billing = billing
         self._drain_deadline_s = drain_deadline_s

@@ -1,8 +1,5 @@
 """One handler for every dialect: decode, authenticate, parse, run, render."""
 
-import asyncio
-import secrets
-import uuid
 from typing import Any
 
 import structlog
@@ -15,6 +12,7 @@ from headgate.dialects.base import Dialect, MalformedBody, RequestContext
 from headgate.service.gateway import Gateway
 from headgate.service.identity import authorize
 from headgate.service.streams import Running, RunningStream
+from headgate.web.disconnect import DisconnectWatch
 from headgate.web.streaming import StreamTimes, send_stream
 from headgate.web.wire import (
     ClientGone,
@@ -26,7 +24,6 @@ from headgate.web.wire import (
     read_body,
     request_id,
     respond,
-    watch_for_disconnect,
 )
 
 log = structlog.get_logger("headgate.request")
@@ -55,15 +52,16 @@ class CompletionEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = self._gateway.clock.monotonic()
+        given_id = request_id(scope, self._gateway.ids.hex)
         running: Running | None = None
         try:
             request, principal = await self._accept(scope, receive)
             running = _running(request, principal)
             if isinstance(running, RunningStream):
                 self._gateway.completions.stream(request, principal, running)
-                status = await send_stream(self._dialect, request, running, self._times, receive, send)
+                status = await send_stream(self._dialect, request, running, self._times, scope, receive, send)
             else:
-                answer = await self._complete(request, principal, running, receive)
+                answer = await self._complete(request, principal, running, scope, receive)
                 await respond(
                     send, 200, self._dialect.render(answer), self._headers(request, running, answer)
                 )
@@ -71,11 +69,11 @@ class CompletionEndpoint:
         except ClientGone:
             status = CLIENT_CLOSED
         except Exception as error:
-            status = await self._refuse(error, request_id(scope), running, send)
+            status = await self._refuse(error, given_id, running, send)
         self._gateway.metrics.response(self._dialect.name, status)
         log.info(
             "request",
-            request_id=request_id(scope),
+            request_id=given_id,
             dialect=self._dialect.name,
             status=status,
             ms=round((self._gateway.clock.monotonic() - began) * 1000, 1),
@@ -111,17 +109,22 @@ class CompletionEndpoint:
         context = RequestContext(
             principal=principal,
             request_id=request_id(scope),
-            answer_id=str(uuid.uuid4()),
-            stream_id=secrets.token_hex(16),
+            answer_id=gateway.ids.uuid(),
+            stream_id=gateway.ids.hex(),
             created=int(gateway.clock.time()),
         )
         return dialect.parse(wire, context), principal
 
     async def _complete(
-        self, request: CompletionRequest, principal: Principal, running: Running, receive: Receive
+        self,
+        request: CompletionRequest,
+        principal: Principal,
+        running: Running,
+        scope: Scope,
+        receive: Receive,
     ) -> Answer:
         """The answer; stops the work and raises ClientGone when the client leaves first."""
-        watcher = asyncio.ensure_future(watch_for_disconnect(receive, running))
+        watch = DisconnectWatch(scope, receive, running)
         try:
             return await self._gateway.completions.complete(request, principal, running)
         except GatewayError:
@@ -129,7 +132,7 @@ class CompletionEndpoint:
                 raise ClientGone from None
             raise
         finally:
-            watcher.cancel()
+            watch.end()
 
     def _headers(
         self, request: CompletionRequest, running: Running, answer: Answer

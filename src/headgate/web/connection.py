@@ -1,9 +1,10 @@
-"""uvicorn's connection, but what its parser refuses is answered in our own form.
+"""uvicorn's connection, with two additions.
 
-The parser knows the registered methods only and breaks off at any other; to clients those are methods like PUT,
+It stops the requests of a client that leaves. And what its parser refuses is answered in our own form: the parser knows the registered methods only and breaks off at any other; to clients those are methods like PUT,
 which no path has: 405 with `Allow`, or 404.
 """
 
+import asyncio
 import re
 import secrets
 import sys
@@ -13,7 +14,9 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from headgate.core.errors import InvalidRequest
+from headgate.service.streams import Running
 from headgate.web.app import rendered
+from headgate.web.disconnect import LEAVING
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (/[!-~]*) HTTP/1\.[01]\r\n")
 
@@ -22,6 +25,25 @@ class Connection(HttpToolsProtocol):
     """One client connection."""
 
     _received = b""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._leaving: set[Running] = set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for running in tuple(self._leaving):
+            running.stop("disconnected")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[LEAVING] = self._leaving  # type: ignore[literal-required]  # an extension of ours
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        # A large body may have paused reading, and a paused connection does not notice that it is closed.
+        if not self.pipeline:
+            self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         self._received = data

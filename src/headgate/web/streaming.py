@@ -14,7 +14,8 @@ from headgate.core.completion import Chunk, CompletionRequest, StreamEnd
 from headgate.core.errors import GatewayError
 from headgate.dialects.base import Dialect, Renderer
 from headgate.service.streams import RunningStream
-from headgate.web.wire import ClientGone, Receive, Send, encoded, watch_for_disconnect
+from headgate.web.disconnect import DisconnectWatch
+from headgate.web.wire import ClientGone, Receive, Scope, Send, encoded
 
 
 class StreamTimes(Struct, frozen=True, kw_only=True):
@@ -30,6 +31,7 @@ async def send_stream(
     request: CompletionRequest,
     running: RunningStream,
     times: StreamTimes,
+    scope: Scope,
     receive: Receive,
     send: Send,
 ) -> int:
@@ -38,13 +40,13 @@ async def send_stream(
     Raises the stream's error while nothing has been sent yet, and ClientGone when the client left.
     """
     out = _Out(dialect, request, running, times, send)
-    watcher = asyncio.ensure_future(watch_for_disconnect(receive, running))
+    watch = DisconnectWatch(scope, receive, running)
     try:
         await out.run()
     except TimeoutError:
         raise ClientGone from None
     finally:
-        watcher.cancel()
+        watch.end()
         running.stop("disconnected")  # does nothing to a stream that came to its end
     if running.stop_reason == "disconnected":
         raise ClientGone

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from headgate.core.errors import BodyTooLarge, InvalidRequest, UnsupportedContentType
-from headgate.service.streams import Running
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -30,12 +29,17 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-def request_id(scope: Scope) -> str:
+def new_id() -> str:
+    """128 random bits in hex."""
+    return secrets.token_hex(16)
+
+
+def request_id(scope: Scope, make: Callable[[], str] = new_id) -> str:
     """The client's X-Request-Id where it has the allowed form, else a new one. Kept in the scope."""
     known = scope.get("headgate.request_id")
     if known is None:
         given = header(scope, b"x-request-id")
-        known = given.decode() if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        known = given.decode() if given and _REQUEST_ID.fullmatch(given) else make()
         scope["headgate.request_id"] = known
     return str(known)
 
@@ -101,12 +105,3 @@ async def respond(
         }
     )
     await send({"type": "http.response.body", "body": body})
-
-
-async def watch_for_disconnect(receive: Receive, running: Running) -> None:
-    """Stop the request when its client leaves. To be cancelled when the answer is there."""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            running.stop("disconnected")
-            return
