@@ -19,6 +19,8 @@ from headgate.core.ports import Ledger, Provider
 from headgate.providers.fake import Fake
 from headgate.service.billing import Billing
 from headgate.service.complete import Completions
+from headgate.service.ids import Ids
+from headgate.service.ids import Ids
 from headgate.service.limits import Limiter
 from headgate.service.margins import MarginRules
 from headgate.service.metrics import Metrics
@@ -102,7 +104,7 @@ class Workbench:
             Catalog(models or (spec(),)), self.providers, MarginRules(margins, apps or {}), developers or {}
         )
         self.limiter = Limiter(limits or LimitSettings(), self.clock)
-        self.billing = Billing(self.ledger, self.clock, margins.platform_share_percent)
+        self.billing = Billing(self.ledger, self.clock, margins.platform_share_percent, Ids())
         self.streams = Streams()
         self.metrics = Metrics()
         self.completions = Completions(

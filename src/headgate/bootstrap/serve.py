@@ -44,26 +44,26 @@ def serve(settings: Settings, *, host: str, port: int, demo: bool) -> None:
 
 
 async def _serve(settings: Settings, host: str, port: int, demo: bool) -> None:
-    listener = _listen(host, port)
-    async with open_gateway(settings) as gateway:
-        welcome = await asyncio.to_thread(_demo, settings) if demo else None
-        address = ""
+    with _listen(host, port) as listener:
+        async with open_gateway(settings) as gateway:
+            welcome = await asyncio.to_thread(_demo, settings) if demo else None
+            address = ""
 
-        def public_url() -> str:
-            return settings.server.public_url.rstrip("/") or address
+            def public_url() -> str:
+                return settings.server.public_url.rstrip("/") or address
 
-        def on_ready(url: str) -> None:
-            nonlocal address
-            address = url
-            for engine, status in gateway.engines().items():
-                log.info("engine", model=engine, **status)
-            log.info("ready", url=url, config=settings.source, data=str(settings.data_dir))
-            _settle_memory()
-            lines = [] if welcome is None else _welcome(welcome, public_url())
-            print(*lines, f"ready {url}", sep="\n", flush=True)
+            def on_ready(url: str) -> None:
+                nonlocal address
+                address = url
+                for engine, status in gateway.engines().items():
+                    log.info("engine", model=engine, **status)
+                log.info("ready", url=url, config=settings.source, data=str(settings.data_dir))
+                _settle_memory()
+                lines = [] if welcome is None else _welcome(welcome, public_url())
+                print(*lines, f"ready {url}", sep="\n", flush=True)
 
-        app = HeadgateApp(route_table(settings, gateway, public_url), settings.server.cors_origins)
-        await DrainingServer(app, gateway, on_ready).serve(sockets=[listener])
+            app = HeadgateApp(route_table(settings, gateway, public_url), settings.server.cors_origins)
+            await DrainingServer(app, gateway, on_ready).serve(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -19,7 +19,7 @@ from headgate.cli.tokens import tokens
 from headgate.config import ConfigError
 from headgate.core.errors import GatewayError
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 
 def _print_version(wanted: bool) -> None:
@@ -69,7 +69,9 @@ def run(arguments: Sequence[str]) -> int:
         status = app(list(arguments), prog_name="headgate", standalone_mode=False)
         sys.stdout.flush()
     except typer.TyperException as error:
-        show_error(error.format_message(), as_json=as_json)
+        message = error.format_message()
+        if message:  # none where the help was shown instead
+            show_error(message, as_json=as_json)
         return error.exit_code
     except (ConfigError, GatewayError) as error:
         show_error(str(error), as_json=as_json)

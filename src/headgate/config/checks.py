@@ -164,8 +164,9 @@ class Checks:
                 raise self.fail(f"{key}.{limit_key}", "is required for a model of an upstream provider")
             if limit is not None and limit < 1:
                 raise self.fail(f"{key}.{limit_key}", "must be at least 1")
-        if row.context_window and row.max_output_tokens and row.max_output_tokens > row.context_window:
-            raise self.fail(f"{key}.max_output_tokens", "is above context_window")
+        for limit_key in ("max_input_tokens", "max_output_tokens"):
+            if row.context_window and (getattr(row, limit_key) or 0) > row.context_window:
+                raise self.fail(f"{key}.{limit_key}", "is above context_window")
 
     def duplicates(self, rows: tuple[ModelSettings, ...]) -> None:
         seen: set[tuple[str, str]] = set()
@@ -199,6 +200,8 @@ class Checks:
                 raise self.fail(f"{where}.type", "unknown type")
             if variable.type == "select" and not variable.options:
                 raise self.fail(f"{where}.options", "a select variable needs options")
+            if variable.type == "select" and variable.default not in (None, *variable.options):
+                raise self.fail(f"{where}.default", "is not among the options")
             if variable.max_length is not None and variable.max_length < 1:
                 raise self.fail(f"{where}.max_length", "must be at least 1")
         margin = None

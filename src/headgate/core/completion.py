@@ -136,7 +136,11 @@ class Completion(Struct, frozen=True, kw_only=True):
 
 
 class Charge(Struct, frozen=True, kw_only=True):
-    """What one model of one request came to. `exact_*` are the provider's costs before rounding."""
+    """What one model of one request came to.
+
+    `exact_*` are the provider's costs before rounding. `excess` is what is above the model's part of the hold: it
+    is recorded and not charged.
+    """
 
     model: str
     provider: str
@@ -146,6 +150,7 @@ class Charge(Struct, frozen=True, kw_only=True):
     cost: NanoUSD
     price: NanoUSD
     margin: MarginPPM
+    excess: NanoUSD = NanoUSD(0)
 
 
 class ModelAnswer(Struct, frozen=True, kw_only=True):

@@ -128,8 +128,16 @@ class IdempotencyConflict(GatewayError):
 
 
 class RateLimited(GatewayError):
+    """`headers`: the x-ratelimit ones that go with the refusal."""
+
     kind = "rate_limited"
     code = "rate_limit_exceeded"
+
+    def __init__(
+        self, message: str, *, retry_after: int = 1, headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.headers = headers
 
 
 class ModelUnavailable(GatewayError):

@@ -190,8 +190,30 @@ def _field_error(text: str, endpoint: str) -> InvalidRequest:
     name = path or "body"
     if not what.startswith("Expected "):
         return InvalidRequest(f"{name}: {what[:1].lower()}{what[1:]} (POST {endpoint}).", param=path)
-    expected = what.removeprefix("Expected ").replace("`", "")
-    return InvalidRequest(f"{name}: expected {expected} (POST {endpoint}).", param=path, allowed=expected)
+    expected, _, got = what.removeprefix("Expected ").replace("`", "").partition(", got ")
+    if got == "null":  # null means "not given", and what may be left out takes it
+        return InvalidRequest(f"{name} is required (POST {endpoint}).", param=path)
+    allowed = _allowed_types(expected)
+    found = f", not {_TYPES.get(got, got)}" if got else ""
+    return InvalidRequest(f"{name} must be {allowed}{found} (POST {endpoint}).", param=path, allowed=allowed)
+
+
+_TYPES = {
+    "array": "a list",
+    "bool": "true or false",
+    "float": "a number",
+    "int": "an integer",
+    "object": "an object",
+    "str": "a string",
+}
+
+
+def _allowed_types(expected: str) -> str:
+    """msgspec's type names in words."""
+    names = [name for name in expected.split(" | ") if name != "null"]
+    if {"int", "float"} <= set(names):
+        names.remove("int")
+    return " or ".join(_TYPES.get(name, name) for name in names)
 
 
 def loose(body: bytes) -> dict[str, Any]:

@@ -121,12 +121,12 @@ class Billing:
         planned = model.planned
         owed = keep if model.failure is None else keep and model.produced
         usage = model.usage()
-        if not any(job.sent for job in model.jobs):
-            owed = False
         if not owed:
             usage = Usage(prompt_tokens=0, completion_tokens=0, source=usage.source)
         exact_input, exact_output = model.exact(usage)
         exact = FemtoUSD(exact_input + exact_output)
+        whole = price_of(exact, planned.margin)
+        price = min(whole, planned.ceiling)
         return Charge(
             model=planned.spec.name,
             provider=planned.spec.provider,
@@ -134,8 +134,9 @@ class Billing:
             exact_input=exact_input,
             exact_output=exact_output,
             cost=cost_of(exact),
-            price=price_of(exact, planned.margin),
+            price=price,
             margin=planned.margin,
+            excess=NanoUSD(whole - price),
         )
 
     def _row(
@@ -144,7 +145,7 @@ class Billing:
         request = plan.request
         developer_share = NanoUSD(0)
         if charge is not None and plan.developer is not None:
-            developer_share, _ = platform_share(charge.price - charge.cost, self._platform_share)
+            developer_share, _ = platform_share(max(0, charge.price - charge.cost), self._platform_share)
         usage = charge.usage if charge is not None else None
         return UsageRow(
             request_id=request.request_id,
@@ -157,6 +158,7 @@ class Billing:
             source=usage.source if usage else "estimate",
             cost=charge.cost if charge else 0,
             price=charge.price if charge else 0,
+            excess=charge.excess if charge else 0,
             developer=plan.developer.account if plan.developer else None,
             developer_share=developer_share,
             key_id=plan.principal.key_id,

@@ -97,7 +97,7 @@ class Gateway:
     def engines(self) -> dict[str, dict[str, object]]:
         """What the embedded engines say of themselves, by model."""
         return {
-            name: {"state": status.state, "reason": status.reason}
+            name: {"state": status.state, "reason": None if status.state == "up" else status.reason}
             for name, status in self._engine_statuses().items()
         }
 

@@ -81,7 +81,7 @@ class Limiter:
                 raise RateLimited(
                     f"The limit of {limit} {name} per minute for this key is reached.",
                     retry_after=bucket.wait(units, now),
-                    details={"headers": self.headers(principal)},
+                    headers=self.headers(principal),
                 )
             taken.append((bucket, units))
         return self.headers(principal)

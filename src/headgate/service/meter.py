@@ -78,7 +78,7 @@ class JobMeter:
             )
         source: UsageSource = "tokenizer"
         prompt = 0
-        if self.sent and counts_prompt:
+        if counts_prompt and (self.sent or self.planned.job.max_tokens == 0):
             prompt = self.planned.likely
             if self.planned.counted is None:
                 source = "estimate"
@@ -103,6 +103,11 @@ class ModelMeter:
     def produced(self) -> bool:
         return any(job.produced for job in self.jobs)
 
+    @property
+    def sent(self) -> bool:
+        """True once the provider was asked at least once."""
+        return any(job.sent for job in self.jobs)
+
     def choices(self) -> tuple[Choice, ...]:
         if len(self.jobs) == 1:
             return tuple(self.jobs[0].choices())
@@ -114,9 +119,9 @@ class ModelMeter:
         usages = [job.usage() for job in self.jobs]
         sources = {usage.source for usage in usages}
         source: UsageSource = "estimate"
-        if sources <= {"provider"}:
+        if sources == {"provider"}:
             source = "provider"
-        elif "estimate" not in sources:
+        elif sources and "estimate" not in sources:
             source = "tokenizer"
         return Usage(
             prompt_tokens=sum(usage.prompt_tokens for usage in usages),
@@ -126,7 +131,9 @@ class ModelMeter:
         )
 
     def exact(self, usage: Usage) -> tuple[FemtoUSD, FemtoUSD]:
-        """The provider's cost before rounding: (input, output) in femto-USD."""
+        """The provider's cost before rounding: (input, output) in femto-USD. Nothing if it was never asked."""
+        if not self.sent:
+            return FemtoUSD(0), FemtoUSD(0)
         spec = self.planned.spec
         fresh = usage.prompt_tokens - usage.cached_tokens
         return (

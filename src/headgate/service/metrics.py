@@ -69,18 +69,15 @@ class Metrics:
         dialect = plan.request.dialect
         if failure is not None:
             self._failures.labels(dialect, failure.kind).inc()
-        left: int = answer.price  # the ledger fills its cap in the order of the models
         for model in answer.models:
             name, charge = model.spec.name, model.charge
-            charged = min(charge.price, left)
-            left -= charged
             self._latency.labels(dialect, name).observe(answer.elapsed_s)
             if running.first_output_at is not None:
                 self._first.labels(dialect, name).observe(running.first_output_at - running.started_at)
             self._tokens.labels(dialect, name, "input").inc(charge.usage.prompt_tokens)
             self._tokens.labels(dialect, name, "output").inc(charge.usage.completion_tokens)
-            self._charges.labels(dialect, name).inc(charged)
-            self._excess.labels(dialect, name).inc(charge.price - charged)
+            self._charges.labels(dialect, name).inc(charge.price)
+            self._excess.labels(dialect, name).inc(charge.excess)
 
     def exposition(self) -> bytes:
         """The Prometheus text format."""

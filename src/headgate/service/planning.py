@@ -18,6 +18,8 @@ from headgate.service.estimates import at_least, at_most, likely
 from headgate.service.fanout import jobs_for
 from headgate.service.margins import MarginRules
 
+MAX_USER = 512
+
 
 class PlannedJob(Struct, frozen=True, kw_only=True):
     """A call and its prompt's size in tokens: `counted` exactly (None: no tokenizer), `bound` at most."""
@@ -70,6 +72,7 @@ class Planner:
 
     async def plan(self, request: CompletionRequest, principal: Principal) -> Plan:
         """Resolve, validate and price. Raises what the client did wrong, or why no model can be called."""
+        check_user(request)
         developer = self._developer(request)
         specs = [self._catalog.resolve(name) for name in request.models]
         for spec in specs:
@@ -165,6 +168,13 @@ class Planner:
         if request.application_id is not None and request.application_id not in developer.applications:
             raise InvalidRequest("The applicationId is not one of this developer's.", param="applicationId")
         return developer
+
+
+def check_user(request: CompletionRequest) -> None:
+    """The end user's name is kept with the usage, so it cannot be of any length."""
+    if request.user is not None and len(request.user) > MAX_USER:
+        allowed = f"at most {MAX_USER} characters"
+        raise InvalidRequest(f"user must be {allowed}.", param="user", allowed=allowed)
 
 
 def check_fields(request: CompletionRequest, spec: ModelSpec) -> None:

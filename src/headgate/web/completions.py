@@ -7,7 +7,7 @@ import structlog
 from headgate.core import money
 from headgate.core.accounts import Principal
 from headgate.core.completion import Answer, CompletionRequest
-from headgate.core.errors import GatewayError, InternalError, InvalidRequest, Overloaded
+from headgate.core.errors import GatewayError, InternalError, InvalidRequest, Overloaded, RateLimited
 from headgate.dialects.base import Dialect, MalformedBody, RequestContext
 from headgate.service.gateway import Gateway
 from headgate.service.identity import authorize
@@ -150,8 +150,8 @@ class CompletionEndpoint:
             log.exception("request failed", request_id=given_id)
             error = InternalError()
         response = self._dialect.render_error(error)
-        limits = error.details.get("headers") or (running.limit_headers if running else ())
-        headers = (("x-request-id", given_id), *response.headers, *limits)  # type: ignore[misc]
+        limits = error.headers if isinstance(error, RateLimited) else running.limit_headers if running else ()
+        headers = (("x-request-id", given_id), *response.headers, *limits)
         await respond(send, response.status, response.body, headers)
         return response.status
 

@@ -1,6 +1,7 @@
 """uvicorn's connection, with two additions.
 
-It stops the requests of a client that leaves. And what its parser refuses is answered in our own form: the parser knows the registered methods only and breaks off at any other; to clients those are methods like PUT,
+It stops the requests of a client that leaves. And what its parser refuses is answered in our own form: the parser
+knows the registered methods only and breaks off at any other; to clients those are methods like PUT,
 which no path has: 405 with `Allow`, or 404.
 """
 

@@ -50,7 +50,7 @@ def check_content_type(scope: Scope) -> None:
     if given is None or not given:
         return
     media_type = given.split(b";", 1)[0].strip().lower()
-    if media_type != b"application/json" and not media_type.endswith(b"+json"):
+    if media_type != b"application/json":
         shown = given.decode("latin-1")[:100]
         raise UnsupportedContentType(f"The content type must be application/json, not {shown!r}.")
 

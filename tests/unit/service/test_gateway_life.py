@@ -13,6 +13,7 @@ from headgate.core.models import Catalog
 from headgate.providers.fake import Fake, FakeAnswer
 from headgate.service import gateway as gateway_module
 from headgate.service.gateway import EngineStatus, Gateway
+from headgate.service.ids import Ids
 
 
 class Status:
@@ -32,6 +33,7 @@ def gateway_of(bench: Workbench, *, deadline: float = 30, engines: Mapping[str, 
         providers=bench.providers,
         metrics=bench.metrics,
         clock=bench.clock,
+        ids=Ids(),
         drain_deadline_s=deadline,
         engine_statuses=lambda: engines or {},
     )
