@@ -97,6 +97,8 @@ class Completions:
         running.finish(end)
 
     async def _run(self, request: CompletionRequest, principal: Principal, running: Running) -> StreamEnd:
+        if running.stop_reason is not None:
+            raise Overloaded("The request was stopped before it began.")
         started = running.started_at = self._clock.monotonic()
         plan = await self._planner.plan(request, principal)
         running.limit_headers = self._limits.admit(principal, plan.token_ceiling)

@@ -36,10 +36,8 @@ class Running:
         self._closing = False
 
     def begin(self, task: "asyncio.Task[object] | None") -> None:
-        """Name the task that does the work, and that a stop cancels; one that came before does so now."""
+        """Name the task that does the work, and that a stop cancels. Whether one came before is its to look."""
         self._task = task
-        if self.stop_reason is not None and task is not None:
-            task.cancel()
 
     def closing(self) -> None:
         """From here on the outcome stands; a stop comes too late."""

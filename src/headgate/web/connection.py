@@ -15,9 +15,8 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from headgate.core.errors import InvalidRequest
-from headgate.service.streams import Running
 from headgate.web.app import rendered
-from headgate.web.disconnect import LEAVING
+from headgate.web.disconnect import LEAVING, Leaving
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (/[!-~]*) HTTP/1\.[01]\r\n")
 
@@ -29,12 +28,11 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        self._leaving: set[Running] = set()
+        self._leaving = Leaving()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        for running in tuple(self._leaving):
-            running.stop("disconnected")
+        self._leaving.lost()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

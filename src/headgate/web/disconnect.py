@@ -10,7 +10,29 @@ from headgate.service.streams import Running
 from headgate.web.wire import Receive, Scope
 
 LEAVING = "headgate.leaving"
-"""Scope key of the set of running requests that the connection stops when it is lost."""
+"""Scope key of the connection's Leaving."""
+
+
+class Leaving:
+    """The running requests that a connection stops when it is lost; one that begins later is stopped at once."""
+
+    def __init__(self) -> None:
+        self._running: set[Running] = set()
+        self._lost = False
+
+    def add(self, running: Running) -> None:
+        if self._lost:
+            running.stop("disconnected")
+        else:
+            self._running.add(running)
+
+    def discard(self, running: Running) -> None:
+        self._running.discard(running)
+
+    def lost(self) -> None:
+        self._lost = True
+        for running in tuple(self._running):
+            running.stop("disconnected")
 
 
 class DisconnectWatch:
@@ -18,7 +40,7 @@ class DisconnectWatch:
 
     def __init__(self, scope: Scope, receive: Receive, running: Running) -> None:
         self._running = running
-        self._leaving: set[Running] | None = scope.get(LEAVING)
+        self._leaving: Leaving | None = scope.get(LEAVING)
         self._task: asyncio.Task[None] | None = None
         if self._leaving is not None:
             self._leaving.add(running)

@@ -262,7 +262,6 @@ def test_what_fails_exits_1_and_says_what_is_wrong(cli: Cli, arguments: str, mes
 @pytest.mark.parametrize(
     "arguments",
     [
-        "",
         "nope",
         "accounts",
         "accounts create",
@@ -298,6 +297,14 @@ def test_bad_usage_exits_2_and_touches_nothing(cli: Cli, arguments: str) -> None
     assert (human.status, human.out) == (2, "")
     assert human.err.startswith("Error: ")
     assert not cli.data_dir.exists()
+
+
+def test_no_command_at_all_shows_the_help(cli: Cli) -> None:
+    bare = cli()
+    assert bare.status == 2
+    assert "Usage: headgate" in bare.out
+    assert bare.err == ""
+    assert cli("--json").message == "Missing command."
 
 
 def test_configuration_and_json_may_be_given_before_or_after_the_command(cli: Cli, tmp_path: Path) -> None:

@@ -181,17 +181,17 @@ def test_null_means_not_given_and_unknown_keys_are_ignored() -> None:
 
 REFUSED: list[tuple[dict[str, object], str, str]] = [
     ({"prompt": None}, "prompt", "required"),
-    ({"prompt": ["a"]}, "prompt", "expected str"),
+    ({"prompt": ["a"]}, "prompt", "must be a string"),
     ({"model": None}, "model", "required"),
     ({"model": ""}, "model", "list of 1 to 16"),
     ({"model": []}, "model", "list of 1 to 16"),
     ({"model": ["a", ""]}, "model", "list of 1 to 16"),
     ({"model": ["a"] * 17}, "model", "list of 1 to 16"),
-    ({"model": 4}, "model", "expected"),
-    ({"model": [4]}, "model", "expected"),
+    ({"model": 4}, "model", "must be"),
+    ({"model": [4]}, "model", "must be"),
     ({"max_tokens": 0}, "max_tokens", "at least 1"),
     ({"max_tokens": 1.5}, "max_tokens", "at least 1"),
-    ({"max_tokens": "50"}, "max_tokens", "expected"),
+    ({"max_tokens": "50"}, "max_tokens", "must be a number"),
     ({"max_new_tokens": 0}, "max_new_tokens", "at least 1"),
     ({"temperature": 1.01}, "temperature", "0 to 1"),
     ({"temperature": -0.1}, "temperature", "0 to 1"),
@@ -200,8 +200,8 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
     ({"frequency_penalty": 2.1}, "frequency_penalty", "-2 to 2"),
     ({"stop": list("abcde")}, "stop", "up to 4"),
     ({"stop": [""]}, "stop", "up to 4"),
-    ({"stop": [1]}, "stop", "expected"),
-    ({"stream": 1}, "stream", "expected"),
+    ({"stop": [1]}, "stop", "must be"),
+    ({"stream": 1}, "stream", "must be true or false"),
 ]
 
 

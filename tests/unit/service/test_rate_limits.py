@@ -123,7 +123,7 @@ class TestLimiter:
         limited.admit(ANN, 100)
         with pytest.raises(RateLimited, match="100 tokens per minute") as refusal:
             limited.admit(ANN, 50)
-        headers = dict(refusal.value.details["headers"])  # type: ignore[call-overload]
+        headers = dict(refusal.value.headers)
         assert headers["x-ratelimit-remaining-requests"] == "9"
         assert headers["x-ratelimit-remaining-tokens"] == "0"
         assert refusal.value.retry_after == 30
