@@ -20,7 +20,6 @@ from headgate.providers.fake import Fake
 from headgate.service.billing import Billing
 from headgate.service.complete import Completions
 from headgate.service.ids import Ids
-from headgate.service.ids import Ids
 from headgate.service.limits import Limiter
 from headgate.service.margins import MarginRules
 from headgate.service.metrics import Metrics
@@ -29,7 +28,9 @@ from headgate.service.streams import Running, RunningStream, Streams
 
 ANN = Principal(account="ann", key_id="key-1")
 RICH = 10**10
-NO_MARGIN = Margins(default=MarginPPM(0), floor=None, cap=MarginPPM(990_000), platform_share_percent=Decimal(0))
+NO_MARGIN = Margins(
+    default=MarginPPM(0), floor=None, cap=MarginPPM(990_000), platform_share_percent=Decimal(0)
+)
 _numbers = itertools.count(1)
 
 
@@ -123,7 +124,9 @@ class Workbench:
         self.completions.stream(asked, principal, running)
         return running
 
-    async def stream(self, asked: CompletionRequest, principal: Principal = ANN) -> tuple[list[Chunk], StreamEnd]:
+    async def stream(
+        self, asked: CompletionRequest, principal: Principal = ANN
+    ) -> tuple[list[Chunk], StreamEnd]:
         """All of a stream."""
         return await read_all(self.start(asked, principal))
 

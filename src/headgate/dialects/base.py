@@ -250,6 +250,21 @@ def _not(value: float) -> str:
     return f", not {value}" if -1e15 < value < 1e15 else ""
 
 
+def token_limit(
+    max_tokens: float | None, aliased: float | None, *, alias: str, low: int
+) -> tuple[int | None, str]:
+    """The output limit in tokens, which has two names, and the name it was given under."""
+    limit = integer(max_tokens, "max_tokens", low)
+    other = integer(aliased, alias, low)
+    if other is None:
+        return limit, "max_tokens"
+    if limit is not None and limit != other:
+        raise InvalidRequest(
+            f"max_tokens and {alias} mean the same; give one of them, or both with one value.", param=alias
+        )
+    return other, alias
+
+
 def stops(value: str | Sequence[str] | None, name: str, most: int) -> tuple[str, ...]:
     """Stop sequences: none, one string, or up to `most` non-empty strings."""
     if value is None:

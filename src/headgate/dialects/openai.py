@@ -28,6 +28,7 @@ from headgate.dialects.base import (
     integer,
     number,
     stops,
+    token_limit,
     unsupported,
 )
 from headgate.dialects.openai_errors import at_endpoint, error_event, error_response, stream_stopped
@@ -118,7 +119,9 @@ class OpenAICompletions(BearerDialect):
             raise InvalidRequest("model is required.", param="model")
         prompts = _prompts(wire.prompt)
         n = integer(wire.n, "n", 1, 128) or 1
-        max_tokens, max_tokens_param = _max_tokens(wire)
+        max_tokens, max_tokens_param = token_limit(
+            wire.max_tokens, wire.max_completion_tokens, alias="max_completion_tokens", low=0
+        )
         sampling = Sampling(
             temperature=number(wire.temperature, "temperature", 0, 2),
             top_p=number(wire.top_p, "top_p", 0, 1),
@@ -272,20 +275,6 @@ def _texts(prompts: Sequence[str | list[int]]) -> tuple[str, ...]:
     if len(texts) != len(prompts):
         raise unsupported("prompt", "as token ids in this version; send text")
     return texts
-
-
-def _max_tokens(wire: CompletionsBody) -> tuple[int | None, str]:
-    """The limit, and the name it was given under."""
-    limit = integer(wire.max_tokens, "max_tokens", 0)
-    alias = integer(wire.max_completion_tokens, "max_completion_tokens", 0)
-    if alias is None:
-        return limit, "max_tokens"
-    if limit is not None and limit != alias:
-        raise InvalidRequest(
-            "max_tokens and max_completion_tokens mean the same; give one of them, or both with one value.",
-            param="max_completion_tokens",
-        )
-    return alias, "max_completion_tokens"
 
 
 def _candidates(wire: CompletionsBody, n: int) -> int:

@@ -27,9 +27,9 @@ from headgate.dialects.base import (
     ErrorResponse,
     RequestContext,
     decode_body,
-    integer,
     number,
     stops,
+    token_limit,
 )
 from headgate.dialects.openai import OBJECT, Number, choice_tail, chunk_head
 from headgate.dialects.openai_errors import (
@@ -139,7 +139,9 @@ class Thiggle(BearerDialect):
     def _parse(self, wire: ThiggleBody, context: RequestContext) -> CompletionRequest:
         if wire.prompt is None:
             raise InvalidRequest("prompt is required.", param="prompt")
-        max_tokens, max_tokens_param = _max_tokens(wire)
+        max_tokens, max_tokens_param = token_limit(
+            wire.max_tokens, wire.max_new_tokens, alias="max_new_tokens", low=1
+        )
         stream = bool(wire.stream)
         return CompletionRequest(
             request_id=context.request_id,
@@ -255,20 +257,6 @@ def _chunk_head(request: CompletionRequest, index: int) -> bytes:
     model = request.models[index]
     opened = chunk_head(request.answer_id, request.created, model)
     return b'data: %b{"index":%d,"model":%b,"text":' % (opened, index, _encode(model))
-
-
-def _max_tokens(wire: ThiggleBody) -> tuple[int | None, str]:
-    """The limit, and the name it was given under."""
-    limit = integer(wire.max_tokens, "max_tokens", 1)
-    alias = integer(wire.max_new_tokens, "max_new_tokens", 1)
-    if alias is None:
-        return limit, "max_tokens"
-    if limit is not None and limit != alias:
-        raise InvalidRequest(
-            "max_tokens and max_new_tokens mean the same; give one of them, or both with one value.",
-            param="max_new_tokens",
-        )
-    return alias, "max_new_tokens"
 
 
 def _timed(usage: Usage, elapsed_s: float) -> TimedUsage:

@@ -97,8 +97,7 @@ class Completions:
         running.finish(end)
 
     async def _run(self, request: CompletionRequest, principal: Principal, running: Running) -> StreamEnd:
-        if running.stop_reason is not None:
-            raise Overloaded("The request was stopped before it began.")
+        _refuse_stopped(running)
         started = running.started_at = self._clock.monotonic()
         plan = await self._planner.plan(request, principal)
         running.limit_headers = self._limits.admit(principal, plan.token_ceiling)
@@ -254,6 +253,12 @@ async def _together(coroutines: Sequence[Coroutine[object, object, None]]) -> No
         raise failure
     for task in done:
         task.result()
+
+
+def _refuse_stopped(running: Running) -> None:
+    """Its client may have left while its credential was looked up."""
+    if running.stop_reason is not None:
+        raise Overloaded("The request was stopped before it began.")
 
 
 def _absorb_cancellation() -> None:

@@ -45,6 +45,10 @@ async def send_stream(
         await out.run()
     except TimeoutError:
         raise ClientGone from None
+    except GatewayError:
+        if running.stop_reason == "disconnected":
+            raise ClientGone from None
+        raise
     finally:
         watch.end()
         running.stop("disconnected")  # does nothing to a stream that came to its end

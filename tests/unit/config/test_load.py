@@ -184,7 +184,11 @@ tokens_per_minute = 6000
         assert settings.key(settings.providers["acme"].api_key_env) == "k"
         row = next(row for row in settings.models if row.name == "acme-large")
         model = model_spec(row, "openai")
-        assert (model.upstream_name, model.mode, model.aliases) == ("mock-model", "completion", ("acme-latest",))
+        assert (model.upstream_name, model.mode, model.aliases) == (
+            "mock-model",
+            "completion",
+            ("acme-latest",),
+        )
         assert (model.context_window, model.max_input_tokens, model.max_output_tokens) == (8192, 8000, 4096)
         assert (model.input_rate, model.cached_rate, model.output_rate) == (
             500_000_000,
@@ -239,7 +243,9 @@ class TestApps:
         settings = read(APP.replace("story", "default"))
         assert settings.apps["default"].prompt == "About {{topic}}."
 
-    @pytest.mark.parametrize("name", ["demo", "embedded/demo", "openai/gpt-4", "acme-latest", "acme/acme-latest"])
+    @pytest.mark.parametrize(
+        "name", ["demo", "embedded/demo", "openai/gpt-4", "acme-latest", "acme/acme-latest"]
+    )
     def test_an_app_may_name_its_model_in_every_way(self, name: str) -> None:
         text = PROVIDER + MODEL + 'aliases = ["acme-latest"]\n' + APP.replace('"demo"', f'"{name}"')
         assert read(text).apps["story"].model == name
@@ -343,13 +349,21 @@ BAD = [
     (PROVIDER + MODEL.replace("output_price", "# output_price"), "models[0].output_price", "required"),
     (PROVIDER + MODEL.replace("context_window", "# "), "models[0].context_window", "required"),
     (PROVIDER + MODEL + MODEL, "models[1].name", "given twice"),
-    (PROVIDER + MODEL + MODEL.replace('"acme-large"', '"b"') + "aliases=['acme-large']\n", "models[1]", "twice"),
+    (
+        PROVIDER + MODEL + MODEL.replace('"acme-large"', '"b"') + "aliases=['acme-large']\n",
+        "models[1]",
+        "twice",
+    ),
     # apps and developers
     (with_app("model = 'unheard-of'"), "apps.story.model", "not in the catalogue"),
     (with_app("variables = []"), "apps.story.variables", "at least one"),
     (with_app("variables = [{ name = 'a' }, { name = 'a' }]"), "apps.story.variables[1].name", "twice"),
     (with_app("variables = [{ name = 'a', type = 'select' }]"), "apps.story.variables[0].options", "options"),
-    (with_app("variables = [{ name = 'a', max_length = 0 }]"), "apps.story.variables[0].max_length", "at least"),
+    (
+        with_app("variables = [{ name = 'a', max_length = 0 }]"),
+        "apps.story.variables[0].max_length",
+        "at least",
+    ),
     (with_app("max_tokens = 0"), "apps.story.max_tokens", "at least 1"),
     (with_app("temperature = -0.1"), "apps.story.temperature", "0 or more"),
     (with_app("temperature = nan"), "apps.story.temperature", "0 or more"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.support.memory_ledger import MemoryLedger
+from tests.support.until import until
 from tests.support.workbench import ANN, RICH, Workbench, request, running_for
 
 from headgate.core.accounts import Hold
@@ -50,9 +51,7 @@ async def begin() -> Case:
 
 
 async def until_closed(ledger: MemoryLedger) -> None:
-    async with asyncio.timeout(30):
-        while ledger.holds:
-            await asyncio.sleep(0)
+    await until(lambda: not ledger.holds)
 
 
 async def test_a_hold_sets_the_ceiling_aside_for_the_payer() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from msgspec import Struct
 from tests.support.memory_ledger import MemoryLedger
-from tests.support.workbench import RICH, Workbench, read_all, request, running_for, spec
+from tests.support.workbench import RICH, Workbench, request, running_for, spec
 
 from headgate.core.accounts import Principal
 from headgate.core.completion import Chunk, Completion, CompletionRequest, Job, StreamEnd
@@ -153,7 +153,9 @@ def checked(bench: Workbench, outcome: Outcome, running: Running) -> None:
         assert charged > 0
 
 
-async def disturbed(scenario: Scenario, turn: int, disturb: Callable[[Running, "asyncio.Task[Outcome]"], None]) -> bool:
+async def disturbed(
+    scenario: Scenario, turn: int, disturb: Callable[[Running, "asyncio.Task[Outcome]"], None]
+) -> bool:
     """One run, disturbed after so many turns; False when it was over before."""
     bench, asked = scenario.bench(), scenario.request()
     running: Running = running_for(asked)
@@ -181,9 +183,7 @@ def named(scenarios: Sequence[Scenario]) -> list[Any]:
     return [pytest.param(scenario, id=scenario.name) for scenario in scenarios]
 
 
-async def every_turn(
-    scenario: Scenario, disturb: Callable[[Running, "asyncio.Task[Outcome]"], None]
-) -> int:
+async def every_turn(scenario: Scenario, disturb: Callable[[Running, "asyncio.Task[Outcome]"], None]) -> int:
     for turn in itertools.count():
         assert turn < MAX_TURNS, "the request never ends"
         if not await disturbed(scenario, turn, disturb):

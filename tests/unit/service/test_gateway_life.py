@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from tests.support.until import until
 from tests.support.workbench import ANN, Workbench, read_all, request, spec
 
 from headgate.core.accounts import Balance, Principal
@@ -21,7 +22,9 @@ class Status:
     reason = "broken file"
 
 
-def gateway_of(bench: Workbench, *, deadline: float = 30, engines: Mapping[str, EngineStatus] | None = None) -> Gateway:
+def gateway_of(
+    bench: Workbench, *, deadline: float = 30, engines: Mapping[str, EngineStatus] | None = None
+) -> Gateway:
     identity: Any = None
     return Gateway(
         completions=bench.completions,
@@ -134,9 +137,7 @@ class TestCheckpoints:
         gateway.start()
         running = bench.start(request(stream=True))
         await running.next(30)
-        async with asyncio.timeout(30):
-            while not bench.memory.checkpoints:
-                await asyncio.sleep(0.001)
+        await until(lambda: bench.memory.checkpoints)
         gate.set()
         await read_all(running)
         await gateway.aclose()
@@ -153,9 +154,7 @@ class TestCheckpoints:
 
         monkeypatch.setattr(bench.completions, "checkpoint", broken)
         gateway.start()
-        async with asyncio.timeout(30):
-            while tried < 3:
-                await asyncio.sleep(0)
+        await until(lambda: tried >= 3)
         await gateway.aclose()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from msgspec import structs
 from tests.support.memory_ledger import MemoryLedger
 
 from headgate.core.accounts import Balance, Hold, UsageRow
@@ -24,8 +25,8 @@ def hold(id: str = "h1", amount: int = 100, account: str = "ann") -> Hold:
     return Hold(id=id, account=account, amount=NanoUSD(amount), created_ms=1, rows=(ROW,))
 
 
-def priced(price: int, **fields: int) -> UsageRow:
-    return UsageRow(request_id="r", dialect="openai", model="fast", provider="acme", price=price, **fields)
+def priced(price: int, cost: int = 0) -> UsageRow:
+    return structs.replace(ROW, price=price, cost=cost)
 
 
 @pytest_asyncio.fixture(params=["memory", "sqlite"])

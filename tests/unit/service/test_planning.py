@@ -61,7 +61,9 @@ class TestNames:
             await plan(request(models=("slow",)))
         assert refusal.value.param == "model"
 
-    async def test_an_unknown_name_among_known_ones_refuses_the_request_even_with_partial_failure(self) -> None:
+    async def test_an_unknown_name_among_known_ones_refuses_the_request_even_with_partial_failure(
+        self,
+    ) -> None:
         with pytest.raises(UnknownModel):
             await plan(request(models=("fast", "slow"), partial_failure=True))
 

@@ -12,6 +12,7 @@ import pytest_asyncio
 from tests.support.doors import BY_NAME, DOORS, Caller, Door
 from tests.support.exchange import Exchange, scope_of
 from tests.support.inside import Inside, inside
+from tests.support.until import until
 
 from headgate.bootstrap import administration
 from headgate.core.accounts import Balance, UsageRow
@@ -55,11 +56,9 @@ class Web:
 
     async def rows(self, count: int = 1) -> list[UsageRow]:
         """The usage rows, once there are so many."""
-        async with asyncio.timeout(30):
-            with administration(self.inside.settings) as operator:
-                while len(records := operator.usage()) < count:
-                    await asyncio.sleep(0.001)
-        return [record.row for record in reversed(records)]
+        with administration(self.inside.settings) as operator:
+            await until(lambda: len(operator.usage()) >= count)
+            return [record.row for record in reversed(operator.usage())]
 
     def balance(self) -> Balance:
         with administration(self.inside.settings) as operator:
@@ -156,7 +155,10 @@ class TestBlocking:
 
     async def test_a_client_that_leaves_with_half_a_body_is_no_request(self, web: Web) -> None:
         exchange = Exchange(b'{"mod', b"", scope=web.exchange(OPENAI).scope)
-        messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+        messages: list[dict[str, Any]] = [
+            {"type": "http.request", "body": b"{", "more_body": True},
+            {"type": "http.disconnect"},
+        ]
 
         async def receive() -> dict[str, Any]:
             return messages.pop(0)
@@ -205,14 +207,19 @@ class TestStreams:
         assert exchange.status == 504
         assert exchange.headers["content-type"] == "application/json"
 
-    async def test_after_a_while_without_a_chunk_the_headers_go_out_and_pings_follow(self, hasty: Web) -> None:
+    async def test_after_a_while_without_a_chunk_the_headers_go_out_and_pings_follow(
+        self, hasty: Web
+    ) -> None:
         hasty.acme.default = held()
         exchange = hasty.exchange(STREAM)
         async with hasty.under_way(exchange) as task:
             await exchange.until(status=True)
             assert exchange.status == 200
             assert exchange.headers["content-type"] == "text/event-stream; charset=utf-8"
-            assert (exchange.headers["cache-control"], exchange.headers["x-accel-buffering"]) == ("no-cache", "no")
+            assert (exchange.headers["cache-control"], exchange.headers["x-accel-buffering"]) == (
+                "no-cache",
+                "no",
+            )
             await exchange.until(text=b": ping\n\n", times=2)
             release(hasty)
             await task
@@ -315,6 +322,4 @@ class TestDraining:
 
 
 async def called(fake: Fake) -> None:
-    async with asyncio.timeout(30):
-        while not fake.calls:
-            await asyncio.sleep(0)
+    await until(lambda: fake.calls)

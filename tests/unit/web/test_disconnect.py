@@ -1,6 +1,7 @@
 """A client that leaves stops its request, whenever it leaves."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest_asyncio
 import uvicorn
 from tests.support.doors import BY_NAME, Caller
 from tests.support.inside import Inside, inside
+from tests.support.until import until
 
 from headgate.bootstrap import administration
 from headgate.core.accounts import Principal
@@ -50,16 +52,14 @@ class TestWatch:
         assert ended.stop_reason is None
 
     async def test_under_another_server_the_disconnect_message_counts(self) -> None:
-        messages = [{"type": "http.request", "body": b""}, {"type": "http.disconnect"}]
+        messages: list[dict[str, Any]] = [{"type": "http.request", "body": b""}, {"type": "http.disconnect"}]
         left = running()
 
         async def receive() -> dict[str, Any]:
             return messages.pop(0)
 
         watch = DisconnectWatch({}, receive, left)
-        async with asyncio.timeout(30):
-            while left.stop_reason is None:
-                await asyncio.sleep(0)
+        await until(lambda: left.stop_reason)
         watch.end()
         assert left.stop_reason == "disconnected"
 
@@ -89,22 +89,12 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
             gateway.app, http=Connection, ws="none", lifespan="off", log_config=None, port=0, loop="none"
         )
         server = uvicorn.Server(config)
-        server.capture_signals = no_signals  # type: ignore[method-assign]
+        server.capture_signals = contextlib.nullcontext  # type: ignore[assignment]  # signals stay the test's
         serving = asyncio.ensure_future(server.serve())
-        async with asyncio.timeout(30):
-            while not server.started:
-                await asyncio.sleep(0.001)
+        await until(lambda: server.started)
         yield Served(gateway, acme, server.servers[0].sockets[0].getsockname()[1])
         server.should_exit = True
         await serving
-
-
-class no_signals:  # noqa: N801
-    """The test's process keeps its own handling of signals."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 @pytest.mark.parametrize("name", ["openai", "openai-stream"])
@@ -138,9 +128,7 @@ async def test_a_client_that_leaves_while_its_credential_is_looked_up_is_charged
             asking.cancel()
             await lost.wait()
     found.set()
-    async with asyncio.timeout(30):
-        while b'status="499"' not in served.gateway.gateway.exposition():
-            await asyncio.sleep(0.001)
+    await until(lambda: b'status="499"' in served.gateway.gateway.exposition())
     assert served.acme.calls == []
     with administration(served.gateway.settings) as operator:
         balance = operator.balance("ann")
@@ -152,9 +140,7 @@ async def test_a_client_that_leaves_while_the_model_is_asked_ends_the_call(serve
     headers, body = BY_NAME[name].question(served.caller)
     async with aiohttp.ClientSession(served.url) as http:
         asking = asyncio.ensure_future(http.post(BY_NAME[name].path, json=body, headers=headers))
-        async with asyncio.timeout(30):
-            while not served.acme.calls:
-                await asyncio.sleep(0.001)
-            asking.cancel()
-            await served.acme.calls[0].ended.wait()
+        await until(lambda: served.acme.calls)
+        asking.cancel()
+        await until(served.acme.calls[0].ended.is_set)
     assert served.acme.calls[0].state == "abandoned"

@@ -73,7 +73,8 @@ class TestContentType:
         check_content_type(scope_of(headers={} if given is None else {"content-type": given}))
 
     @pytest.mark.parametrize(
-        "given", ["text/plain", "application/x-www-form-urlencoded", "application/problem+json", "json", "é" * 500]
+        "given",
+        ["text/plain", "application/x-www-form-urlencoded", "application/problem+json", "json", "é" * 500],
     )
     def test_everything_else_is_refused_by_name(self, given: str) -> None:
         with pytest.raises(UnsupportedContentType) as refusal:
