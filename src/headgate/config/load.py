@@ -25,8 +25,8 @@ def load(config_file: Path | None = None, environ: Mapping[str, str] | None = No
     source = "built-in defaults" if path is None else str(path)
     _refuse_unbuilt(env)
     built_in = read_document(catalogue_path())
-    own_models = {row.name for row in document.models}
-    models = document.models + tuple(row for row in built_in.models if row.name not in own_models)
+    own_names = {name for row in document.models for name in (row.name, *row.aliases)}
+    models = document.models + tuple(row for row in built_in.models if row.name not in own_names)
     providers = {**built_in.providers, **document.providers}
     check = Checks(source)
     for name, provider in document.providers.items():

@@ -385,3 +385,24 @@ def test_what_is_wrong_stops_the_start_with_file_key_and_reason(text: str, key: 
     assert file == "given.toml"
     assert told_key.startswith(key) if key == "models[1]" else told_key == key
     assert reason in told_reason
+
+
+def test_an_own_alias_takes_a_built_in_name_from_the_catalogue(tmp_path: Path) -> None:
+    file = tmp_path / "headgate.toml"
+    file.write_text(
+        """
+        [providers.acme]
+        kind = "openai"
+        base_url = "http://127.0.0.1:9/v1"
+        [[models]]
+        name = "acme-large"
+        provider = "acme"
+        context_window = 8192
+        max_output_tokens = 4096
+        input_price = "0.5"
+        output_price = "1.5"
+        aliases = ["gpt-4"]
+        """
+    )
+    settings = load(file, {})
+    assert [row.name for row in settings.models if "gpt-4" in (row.name, *row.aliases)] == ["acme-large"]
