@@ -119,13 +119,13 @@ class Child:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-            try:
-                async with asyncio.timeout(grace_s):
-                    await process.wait()
-            except TimeoutError:
+            # Not asyncio.timeout: in a task that was cancelled before, as this one may be, Python 3.11.2's fails.
+            ended = asyncio.ensure_future(process.wait())
+            await asyncio.wait({ended}, timeout=grace_s)
+            if not ended.done():
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
-                await process.wait()
+            await ended
         self._listener.cancel()
 
     async def _listen(self) -> None:
