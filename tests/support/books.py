@@ -73,6 +73,12 @@ class Books:
             assert loop.time() < deadline, f"not settled after {seconds} s: {balance}, {found}"
             await asyncio.sleep(POLL_SECONDS)
 
+    async def quiet(self, account: str, seconds: float = SETTLED_SECONDS) -> None:
+        """Wait until nothing is held of the account."""
+        async with asyncio.timeout(seconds):
+            while self.balance(account).open_holds:  # noqa: ASYNC110
+                await asyncio.sleep(POLL_SECONDS)
+
     async def held(self, account: str, holds: int = 1, seconds: float = SETTLED_SECONDS) -> int:
         """What is held of the account once it has so many open holds, in nano-USD."""
         async with asyncio.timeout(seconds):
