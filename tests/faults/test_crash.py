@@ -105,10 +105,8 @@ async def test_a_killed_gateway_charges_what_its_streams_had_written_down(doomed
         assert row.price > 0
         assert row.prompt_tokens > 0
         assert 0 < row.completion_tokens <= len("alpha beta")
-    for row in rows["mute"]:
-        assert 0 < row.price == row.prompt_tokens * INPUT
-    for row in (*rows["queued"], *rows["blocking"]):
-        assert row.price == 0  # never asked for; an answer that never came
+    for row in (*rows["mute"], *rows["queued"], *rows["blocking"]):
+        assert row.price == 0  # nothing was delivered: an answer that never came
 
     # What was known before is still known, and the money can be spent again.
     async with (

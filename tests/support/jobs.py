@@ -29,7 +29,6 @@ def job(upstream_name: str = "plain", **fields: Any) -> Job:
     given: dict[str, Any] = {
         "request_id": "req-1",
         "model": model(upstream_name),
-        "requested_model": "acme-large",
         "shape": "completion",
         "prompt": "say hello",
         "max_tokens": 64,

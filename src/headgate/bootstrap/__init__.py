@@ -1,4 +1,4 @@
-"""Wiring: the only place that names concrete classes. Everything is built here and passed down as arguments."""
+"""Wiring: the only place that names concrete stores and providers. What is built here is passed down as arguments."""
 
 import time
 from collections.abc import Iterator

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 
-from headgate.config import Settings, demo_model_path, model_spec
+from headgate.config import Settings, check_apps, demo_model_path, model_spec
 from headgate.core.models import Catalog, ModelSpec
 from headgate.core.ports import Clock, Provider
 from headgate.providers.embedded.provider import EmbeddedProvider
@@ -75,12 +75,14 @@ async def open_gateway(
     """A gateway ready to serve: database migrated, left-over holds resolved, engines up or declared failed.
 
     Holds the data folder's lock until it is closed. `providers` replace or add to the configured ones.
-    LedgerUnavailable when the folder or its database cannot be used.
+    ConfigError for an app its model cannot serve; LedgerUnavailable when the folder or its database cannot be used.
     """
     clock, ids = clock or SystemClock(), Ids()
     async with AsyncExitStack() as stack:
         stack.enter_context(folder_lock(settings.data_dir))
         specs = model_specs(settings)
+        models = Catalog(specs)
+        check_apps(settings, models)
         table = {**make_providers(settings, specs), **(providers or {})}
         embedded = table["embedded"]
         if isinstance(embedded, EmbeddedProvider):
@@ -97,7 +99,7 @@ async def open_gateway(
         accounts = SqliteAccountStore(database)
         stack.push_async_callback(accounts.close)
         billing = Billing(ledger, clock, settings.margins.platform_share_percent, ids)
-        streams, metrics, models = Streams(), Metrics(), Catalog(specs)
+        streams, metrics = Streams(), Metrics()
         planner = Planner(models, table, MarginRules(settings.margins, settings.apps), settings.developers)
         gateway = Gateway(
             completions=Completions(

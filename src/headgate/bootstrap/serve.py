@@ -16,7 +16,8 @@ from headgate.bootstrap.gateway import open_gateway
 from headgate.config import ConfigError, Settings
 from headgate.core.errors import NotFound
 from headgate.core.money import NANO_PER_USD, NanoUSD
-from headgate.service.accounts import Administration, digest
+from headgate.service.accounts import Administration
+from headgate.service.keys import digest
 from headgate.web.app import HeadgateApp
 from headgate.web.routes import route_table
 from headgate.web.server import DrainingServer

@@ -3,6 +3,7 @@
 `load` raises ConfigError naming file, key and reason; nothing starts on a setting that is not understood.
 """
 
+from headgate.config.checks import check_apps
 from headgate.config.load import catalogue_path, data_dir, demo_model_path, load, model_spec, read_document
 from headgate.config.settings import (
     ACCOUNT_NAME,
@@ -47,6 +48,7 @@ __all__ = [
     "Settings",
     "TokenSettings",
     "catalogue_path",
+    "check_apps",
     "data_dir",
     "demo_model_path",
     "load",

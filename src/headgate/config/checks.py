@@ -13,16 +13,19 @@ from headgate.config.settings import (
     BillingSettings,
     ConfigError,
     DeveloperSettings,
+    Document,
     EmbeddedSettings,
     LimitSettings,
     Margins,
     ModelSettings,
     ProviderSettings,
     ServerSettings,
+    Settings,
     TokenSettings,
 )
 from headgate.core import money
-from headgate.core.accounts import FUNDING_ACCOUNT, PLATFORM_ACCOUNT, App, Developer, VariableType
+from headgate.core.accounts import FUNDING_ACCOUNT, PLATFORM_ACCOUNT, App, Developer, Variable, VariableType
+from headgate.core.models import Catalog, ModelSpec
 from headgate.core.money import MarginPPM
 
 
@@ -200,14 +203,15 @@ class Checks:
                 raise self.fail(f"{where}.type", "unknown type")
             if variable.type == "select" and not variable.options:
                 raise self.fail(f"{where}.options", "a select variable needs options")
-            if variable.type == "select" and variable.default not in (None, *variable.options):
-                raise self.fail(f"{where}.default", "is not among the options")
             if variable.max_length is not None and variable.max_length < 1:
                 raise self.fail(f"{where}.max_length", "must be at least 1")
+            if variable.default is not None and (problem := wrong_default(variable)):
+                raise self.fail(f"{where}.default", problem)
         margin = None
         if row.gross_margin_percent is not None:
-            self.percent(f"{key}.gross_margin_percent", row.gross_margin_percent)
-            margin = money.decimal(row.gross_margin_percent)
+            margin = money.margin_percent(
+                self.percent(f"{key}.gross_margin_percent", row.gross_margin_percent)
+            )
         return App(
             name=name,
             model=row.model,
@@ -221,6 +225,24 @@ class Checks:
             margin_percent=margin,
         )
 
+    def margin_bounds(self, document: Document, margins: Margins) -> None:
+        """The margins of models and apps are at most what the installation allows."""
+        rows = [(f"models[{index}]", row.gross_margin_percent) for index, row in enumerate(document.models)]
+        rows += [(f"apps.{name}", app.gross_margin_percent) for name, app in document.apps.items()]
+        for key, percent in rows:
+            if percent is not None and self.percent(f"{key}.gross_margin_percent", percent) > margins.cap:
+                raise self.fail(f"{key}.gross_margin_percent", "is above billing.max_gross_margin_percent")
+
+    def app_model(self, app: App, spec: ModelSpec) -> None:
+        """An app's settings against the limits of its model (a broken model has none)."""
+        low, high = spec.temperature
+        if app.temperature is not None and not low <= app.temperature <= high:
+            raise self.fail(f"apps.{app.name}.temperature", f"must be {low:g} to {high:g} for {spec.name}")
+        if app.max_tokens is not None and spec.broken is None and app.max_tokens > spec.max_output_tokens:
+            raise self.fail(
+                f"apps.{app.name}.max_tokens", f"must be at most {spec.max_output_tokens} for {spec.name}"
+            )
+
     def developer(self, name: str, row: DeveloperSettings) -> Developer:
         if not ACCOUNT_NAME.fullmatch(row.account):
             raise self.fail(
@@ -229,3 +251,34 @@ class Checks:
         if row.account in (PLATFORM_ACCOUNT, FUNDING_ACCOUNT):
             raise self.fail(f"developers.{name}.account", f"{row.account!r} belongs to the ledger itself")
         return Developer(id=name, account=row.account, applications=row.applications)
+
+
+def check_apps(settings: Settings, catalog: Catalog) -> None:
+    """Apps against the limits of their models, which for embedded ones are known only now. ConfigError."""
+    check = Checks(settings.source)
+    for app in settings.apps.values():
+        check.app_model(app, catalog.resolve(app.model))
+
+
+def wrong_default(variable: Variable) -> str | None:
+    """Why clients that leave the variable out would be refused, or None."""
+    default = variable.default
+    if variable.type == "select":
+        return None if default in variable.options else "is not among the options"
+    if variable.type == "checkbox":
+        return None if isinstance(default, bool) else "must be true or false"
+    if variable.type == "number":
+        is_number = isinstance(default, int | float) and not isinstance(default, bool)
+        return None if is_number or is_numeric(default) else "must be a number"
+    if not isinstance(default, str):
+        return "must be a string"
+    if variable.max_length is not None and len(default) > variable.max_length:
+        return "is longer than max_length"
+    return None
+
+
+def is_numeric(text: object) -> bool:
+    try:
+        return isinstance(text, str) and math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -36,6 +36,7 @@ def load(config_file: Path | None = None, environ: Mapping[str, str] | None = No
     check.duplicates(document.models)
     margins = check.margins(document.billing)
     credit = check.credit(document.billing)
+    check.margin_bounds(document, margins)
     check.server(document.server)
     check.embedded(document.embedded)
     check.limits(document.limits)
@@ -98,7 +99,7 @@ def read_document(path: Path) -> Document:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     try:
-        return msgspec.convert(content, Document, dec_hook=None)
+        return msgspec.convert(content, Document)
     except msgspec.ValidationError as error:
         reason, _, where = str(error).partition(" - at `$")
         key = where.rstrip("`").lstrip(".") or "(top level)"

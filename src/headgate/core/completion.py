@@ -78,7 +78,6 @@ class Job(Struct, frozen=True, kw_only=True):
 
     request_id: str
     model: ModelSpec
-    requested_model: str
     shape: Shape
     prompt: str | None = None
     messages: tuple[Message, ...] | None = None
@@ -87,7 +86,6 @@ class Job(Struct, frozen=True, kw_only=True):
     max_tokens: int
     sampling: Sampling
     first_index: int = 0
-    model_index: int = 0
     counts_prompt: bool = True
 
 

@@ -2,9 +2,10 @@
 
 GatewayError
 ├── InvalidRequest            a field is malformed, out of range or unsupported (param, problem, allowed)
+│   └── AmbiguousModel        a short name that several providers bear
 ├── InvalidCredentials        missing, unknown, expired or revoked: one generic message
 ├── PermissionDenied          known, but not for this
-├── UnknownModel              no such name, or an ambiguous one
+├── UnknownModel              no such name
 ├── InsufficientFunds         required and available in nano-USD
 ├── BodyTooLarge · UnsupportedContentType · NotFound · MethodNotAllowed · StreamNotFound
 ├── IdempotencyMismatch · IdempotencyConflict
@@ -26,7 +27,7 @@ from typing import ClassVar
 
 
 class GatewayError(Exception):
-    """Base of all errors a client may see. `message` is safe to show; `details` holds only safe values."""
+    """Base of all errors a client may see. `message` is safe to show."""
 
     kind: ClassVar[str] = "internal"
     code: str | None = None
@@ -38,14 +39,12 @@ class GatewayError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
-        details: dict[str, object] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code or type(self).code
         self.retry_after = retry_after
-        self.details = details or {}
 
 
 class InvalidRequest(GatewayError):

@@ -5,6 +5,7 @@ femto-USD (1e-15 USD) per token, so every exact cost is an integer and nothing h
 Rounding happens once, at the end, and always up.
 """
 
+import re
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import NewType
@@ -22,6 +23,7 @@ NANO_PER_USD = 10**9
 FEMTO_PER_NANO = 10**6
 FULL_MARGIN = 10**6
 MAX_PRICE_DECIMALS = 9
+_AMOUNT = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?", re.ASCII)
 MAX_DIGITS = 24
 """Of any amount or percentage: within the 28 that decimal arithmetic keeps exactly."""
 MAX_CREDIT = NanoUSD(10**9 * NANO_PER_USD)
@@ -80,7 +82,7 @@ def price_of(exact: FemtoUSD, margin: MarginPPM) -> NanoUSD:
 
 def platform_share(margin_amount: int, platform_percent: Decimal) -> tuple[NanoUSD, NanoUSD]:
     """Divide a margin in nano-USD into (developer, platform); the developer's part is rounded down."""
-    developer = int(margin_amount * (100 - platform_percent) / 100)
+    developer = int(margin_amount * (100 - Fraction(platform_percent)) / 100)
     return NanoUSD(developer), NanoUSD(margin_amount - developer)
 
 
@@ -106,6 +108,8 @@ def femto_text(femto: int) -> str:
 
 def parse_usd(amount: str) -> NanoUSD:
     """Nano-USD from a decimal string in USD; ValueError when not positive, finer than a nano-USD, or absurd."""
+    if _AMOUNT.fullmatch(amount) is None:
+        raise ValueError("an amount is a plain decimal number")
     value = decimal(amount)
     scaled = value.scaleb(9)
     if value <= 0:

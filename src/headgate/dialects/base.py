@@ -20,6 +20,8 @@ from headgate.core.errors import GatewayError, InvalidRequest
 from headgate.dialects.sse import COMMENT_PING
 
 MAX_DEPTH = 64
+MAX_CONTAINERS = 100_000
+"""Lists and objects in one body: decoding millions of them would hold up everybody else."""
 W = TypeVar("W")
 
 
@@ -119,15 +121,19 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 
 
-def too_deep(body: bytes, limit: int = MAX_DEPTH) -> bool:
-    """True when JSON nests deeper than `limit` levels; the outermost value is the first level.
+def structure_problem(body: bytes, max_depth: int = MAX_DEPTH) -> str | None:
+    """What is wrong with the nesting of a JSON body, or None; the outermost value is the first level.
 
     Strings are cut out, only brackets kept, read as signed bytes +1 and -1 and summed, all at C speed.
     """
-    if body.count(b"[") + body.count(b"{") <= limit:
-        return False
+    if body.count(b"[") + body.count(b"{") <= max_depth:
+        return None
     steps = array("b", _STRING.sub(b"", body).translate(_STEPS, _NOT_BRACKETS))
-    return max(accumulate(steps), default=0) > limit
+    if len(steps) > 2 * MAX_CONTAINERS:
+        return f"The JSON body has more than {MAX_CONTAINERS} lists and objects."
+    if max(accumulate(steps), default=0) > max_depth:
+        return f"The JSON body is nested deeper than {max_depth} levels."
+    return None
 
 
 @cache
@@ -143,8 +149,9 @@ def decode_body(body: bytes, wire: type[W], *, endpoint: str) -> W:
 
     `endpoint` is named in field errors: `/v1/completion` and `/v1/completions` differ by a letter.
     """
-    if too_deep(body):
-        raise MalformedBody(f"The JSON body is nested deeper than {MAX_DEPTH} levels.")
+    problem = structure_problem(body)
+    if problem is not None:
+        raise MalformedBody(problem)
     decoder: msgspec.json.Decoder[W] = _decoder(wire)  # type: ignore[arg-type]  # a type is hashable
     try:
         if not body.isascii():
@@ -214,15 +221,6 @@ def _allowed_types(expected: str) -> str:
     if {"int", "float"} <= set(names):
         names.remove("int")
     return " or ".join(_TYPES.get(name, name) for name in names)
-
-
-def loose(body: bytes) -> dict[str, Any]:
-    """The body as a plain dict, or {} : only for finding a credential in a body whose fields are wrong."""
-    try:
-        value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def integer(value: float | None, name: str, low: int, high: int | None = None) -> int | None:

@@ -90,15 +90,15 @@ class Genstack:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
-    def decode_shutdown(self, body: bytes) -> tuple[str, str | None]:
-        """(stream id, token or None) of `POST /stream/shutdown`. InvalidRequest when the id is missing.
+    def decode_shutdown(self, body: bytes) -> str:
+        """The stream id of `POST /stream/shutdown`. InvalidRequest when it is missing.
 
-        The token is checked before the fields, so ask `credential` first where both may be wrong.
+        A token is checked before the fields: ask `credential` first.
         """
         wire = decode_body(body, ShutdownRequest, endpoint=SHUTDOWN_ENDPOINT)
         if not wire.stream_id:
             raise InvalidRequest(f"streamId is required (POST {SHUTDOWN_ENDPOINT}).", param="streamId")
-        return wire.stream_id, _token(wire.genstack_token)
+        return wire.stream_id
 
     def parse(self, wire: WireRequest, context: RequestContext) -> CompletionRequest:
         if not wire.model:
@@ -165,9 +165,9 @@ class Genstack:
                 "available": self._credits.text(error.available_nano),
             }
         if kind != "InvalidRequest":
-            return error.details
+            return {}
         allowed = error.allowed if isinstance(error, InvalidRequest) else None
-        return {"field": error.param, "problem": error.message, "allowed": allowed} | error.details
+        return {"field": error.param, "problem": error.message, "allowed": allowed}
 
 
 class GenstackRenderer:

@@ -46,7 +46,6 @@ class ShutdownRequest(Struct, frozen=True, kw_only=True, rename="camel"):
     """The body of `POST /stream/shutdown`."""
 
     stream_id: str
-    genstack_token: Any = None
 
 
 class WireUsage(Struct, frozen=True, kw_only=True, rename="camel"):

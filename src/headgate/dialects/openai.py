@@ -191,7 +191,7 @@ class CompletionsStream:
         self._open = b"data: " + chunk_head(completion_id(request), request.created, request.models[0])
         self._heads: dict[int, bytes] = {}
         close = b'],"usage":null}\n\n' if request.include_usage else b"]}\n\n"
-        self._tails = {reason: choice_tail(reason) + close for reason in _REASONS}
+        self._tails = {reason: choice_tail(reason) + close for reason in FINISH_REASONS}
 
     def chunks(self, batch: Sequence[Chunk]) -> bytes:
         parts: list[bytes] = []
@@ -226,7 +226,14 @@ class CompletionsStream:
         return error_event(error)
 
 
-_REASONS: tuple[FinishReason | None, ...] = (None, "stop", "length", "content_filter", "error", "timeout")
+FINISH_REASONS: tuple[FinishReason | None, ...] = (
+    None,
+    "stop",
+    "length",
+    "content_filter",
+    "error",
+    "timeout",
+)
 
 
 def completion_id(request: CompletionRequest) -> str:

@@ -31,7 +31,7 @@ from headgate.dialects.base import (
     stops,
     token_limit,
 )
-from headgate.dialects.openai import OBJECT, Number, choice_tail, chunk_head
+from headgate.dialects.openai import FINISH_REASONS, OBJECT, Number, choice_tail, chunk_head
 from headgate.dialects.openai_errors import (
     STATUSES,
     StatusTable,
@@ -161,7 +161,6 @@ class Thiggle(BearerDialect):
                 stop=stops(wire.stop, "stop", self._caps.max_stops),
             ),
             stream=stream,
-            include_usage=stream,
             partial_failure=True,
             app=context.principal.app,
         )
@@ -248,8 +247,7 @@ class ThiggleStream:
         return error_event(error, THIGGLE_STATUSES)
 
 
-_REASONS: tuple[FinishReason | None, ...] = (None, "stop", "length", "content_filter", "error", "timeout")
-_TAILS = MappingProxyType({reason: choice_tail(reason) + b"]}\n\n" for reason in _REASONS})
+_TAILS = MappingProxyType({reason: choice_tail(reason) + b"]}\n\n" for reason in FINISH_REASONS})
 
 
 def _chunk_head(request: CompletionRequest, index: int) -> bytes:

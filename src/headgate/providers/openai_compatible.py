@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
+STREAM_ALLOWANCE_BYTES = 1024 * 1024
+MAX_BYTES_PER_TOKEN = 4096
+"""Of a stream, its wrapping included: what usual upstreams send for a token is a tenth of it."""
 PATHS = {"completion": "/completions", "chat": "/chat/completions"}
 
 
@@ -81,6 +84,7 @@ class OpenAICompatible:
         try:
             await self._check_streamed(response)
             reader = SSEReader()
+            left = STREAM_ALLOWANCE_BYTES + job.n * job.max_tokens * MAX_BYTES_PER_TOKEN
             answer = StreamedAnswer(self.name, job.n, self._key)
             while not answer.ended:
                 try:
@@ -89,6 +93,9 @@ class OpenAICompatible:
                     if not answer.whole:
                         raise
                     block = b""  # nothing is missing, so it does not matter how the connection ended
+                left -= len(block)
+                if left < 0:
+                    raise UpstreamFailed(f"The answer of the provider {self.name} is too large.")
                 batch = answer.take(reader.feed(block) if block else reader.last())
                 if not block:
                     answer.connection_ended()

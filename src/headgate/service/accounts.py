@@ -3,7 +3,6 @@
 Ids, secrets and times are made here; the stores keep what they are given.
 """
 
-import hashlib
 import secrets
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Protocol
@@ -22,11 +21,11 @@ from headgate.core.accounts import (
 from headgate.core.errors import InvalidCredentials, InvalidRequest, NotFound
 from headgate.core.money import NanoUSD
 from headgate.core.ports import Clock
+from headgate.service.keys import KEY_PREFIX, digest
 
 if TYPE_CHECKING:  # cryptography is slow to import, and most commands sign nothing
     from headgate.service.tokens import IssuedToken, Tokens
 
-KEY_PREFIX = "hg-"
 SHOWN_CHARACTERS = 7
 """Of a key, in lists: enough to tell keys apart, far from enough to guess one."""
 
@@ -176,11 +175,6 @@ class Administration:
 
     def _now_ms(self) -> int:
         return int(self._clock.time() * 1000)
-
-
-def digest(key: str) -> bytes:
-    """What is kept of a key. Its 256 random bits need no slow hash."""
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 def _looks_like_token(text: str) -> bool:

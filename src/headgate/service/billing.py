@@ -22,6 +22,9 @@ from headgate.service.planning import Plan, PlannedModel
 
 log = structlog.get_logger("headgate.billing")
 
+MAX_UNCLOSED = 1000
+"""How many doubtful holds are followed up at once; the rest is left to the recovery at the next start."""
+
 RETRY_SECONDS = (0.2, 1.0, 5.0)
 """Pauses between attempts to close a hold while the ledger is out; the last one repeats."""
 
@@ -58,7 +61,18 @@ class Billing:
             rows = tuple(self._row(plan, model, error="disconnected") for model in plan.models)
             self._later(self._release_after(held, hold.id, rows))
             raise
+        except LedgerUnavailable:
+            # The commit may have landed all the same. A hold that is not there has nothing to release.
+            if len(self._unclosed) < MAX_UNCLOSED:
+                rows = tuple(self._row(plan, model, error=LedgerUnavailable.kind) for model in plan.models)
+                self._later(self._keep_trying(hold.id, rows))
+            raise
         return hold
+
+    @property
+    def unclosed(self) -> int:
+        """Holds that are being closed in the background."""
+        return len(self._unclosed)
 
     def bill(self, plan: Plan, meter: Meter, *, keep: bool, reason: str | None = None) -> Bill:
         """Price what was used. `keep`: charge also models that failed or were stopped, for what they produced.
@@ -110,6 +124,9 @@ class Billing:
         return settlement
 
     def checkpoint(self, hold: Hold, plan: Plan, meter: Meter) -> None:
+        """Write down what was delivered so far. Before that there is nothing that a crash could lose."""
+        if not meter.produced:
+            return
         self.ledger.checkpoint(hold.id, self.bill(plan, meter, keep=True, reason="interrupted").rows)
 
     async def aclose(self) -> None:

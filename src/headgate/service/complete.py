@@ -223,10 +223,10 @@ class Completions:
 
     @property
     def open_holds(self) -> int:
-        return len(self._metered)
+        return len(self._metered) + self._billing.unclosed
 
     def checkpoint(self) -> None:
-        """Write down what running streams have used, so that a crash does not lose it. Called every second.
+        """Write down what running streams have used, so that a crash does not lose it. Called twice a second.
 
         A blocking answer that a crash prevents is not charged.
         """
@@ -244,8 +244,7 @@ async def _together(coroutines: Sequence[Coroutine[object, object, None]]) -> No
         unfinished = [task for task in tasks if not task.done()]
         for task in unfinished:
             task.cancel()
-        if unfinished:
-            await asyncio.wait(unfinished)
+        await _outlast(unfinished)
     # All are looked at, so that none is reported as forgotten; of several the earliest model's or prompt's is raised.
     ended = [*(task for task in tasks if task in done), *unfinished]
     failures = [task.exception() for task in ended if not task.cancelled()]
@@ -253,6 +252,18 @@ async def _together(coroutines: Sequence[Coroutine[object, object, None]]) -> No
         raise failure
     for task in done:
         task.result()
+
+
+async def _outlast(tasks: Sequence["asyncio.Task[None]"]) -> None:
+    """Wait for all of them, whoever cancels us meanwhile: nothing may run on when the bill is made."""
+    cancelled = False
+    while not all(task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 def _refuse_stopped(running: Running) -> None:

@@ -27,9 +27,9 @@ def likely(job: Job) -> int:
     return -(-_bytes(job) // BYTES_PER_TOKEN) + 4 * _messages(job)
 
 
-def likely_in_text(text: str) -> int:
-    """What a piece of text probably comes to; at least 1 for any text at all."""
-    return -(-len(text.encode()) // BYTES_PER_TOKEN)
+def likely_in_text(size: int) -> int:
+    """What a text of `size` UTF-8 bytes probably comes to; at least 1 for any text at all."""
+    return -(-size // BYTES_PER_TOKEN)
 
 
 def _messages(job: Job) -> int:

@@ -26,9 +26,7 @@ def transcript(messages: tuple[Message, ...]) -> str:
     return "\n".join([*lines, "Assistant:"])
 
 
-def jobs_for(
-    request: CompletionRequest, spec: ModelSpec, requested: str, model_index: int, first_index: int
-) -> Iterator[Job]:
+def jobs_for(request: CompletionRequest, spec: ModelSpec, first_index: int) -> Iterator[Job]:
     """The jobs of one model, in order of their choices. `max_tokens` is still open (0); see planning."""
     shape = shape_for(request, spec)
     prompts: tuple[str | None, ...]
@@ -47,7 +45,6 @@ def jobs_for(
             yield Job(
                 request_id=request.request_id,
                 model=spec,
-                requested_model=requested,
                 shape=shape,
                 prompt=prompt,
                 messages=messages,
@@ -56,7 +53,6 @@ def jobs_for(
                 max_tokens=0,
                 sampling=_nth_seed(request.sampling, call),
                 first_index=first_index + prompt_index * request.n + call,
-                model_index=model_index,
                 counts_prompt=call == 0 or spec.bills_prompt_per_call,
             )
 

@@ -1,14 +1,13 @@
 """Credential -> Principal. One resolver for every dialect, one generic refusal for every reason."""
 
-import hashlib
 import hmac
 
 from headgate.core.accounts import Principal
 from headgate.core.errors import InvalidCredentials, PermissionDenied
 from headgate.core.ports import AccountStore, Clock
+from headgate.service.keys import KEY_PREFIX, digest
 from headgate.service.tokens import Tokens
 
-KEY_PREFIX = "hg-"
 MAX_CREDENTIAL = 8192
 CACHE_ENTRIES = 10_000
 
@@ -28,24 +27,24 @@ class Identity:
         """Who this is. InvalidCredentials, always the same, for every reason why not."""
         if not credential or len(credential) > MAX_CREDENTIAL:
             raise InvalidCredentials
-        digest = hashlib.sha256(credential.encode("utf-8", "surrogatepass")).digest()
+        hashed = digest(credential)
         now = self._clock.monotonic()
-        known = self._known.get(digest)
+        known = self._known.get(hashed)
         if known is not None and known[0] > now:
             principal = known[1]
         else:
-            principal = await self._look_up(credential, digest)
+            principal = await self._look_up(credential, hashed)
             if len(self._known) >= CACHE_ENTRIES:
                 self._known.clear()
-            self._known[digest] = (now + self._ttl, principal)
+            self._known[hashed] = (now + self._ttl, principal)
         if tokens_only and not principal.token:
             raise InvalidCredentials
         return principal
 
-    async def _look_up(self, credential: str, digest: bytes) -> Principal:
+    async def _look_up(self, credential: str, hashed: bytes) -> Principal:
         if credential.startswith(KEY_PREFIX):
-            record = await self._accounts.key_by_digest(digest)
-            if record is None or not hmac.compare_digest(record.digest, digest):
+            record = await self._accounts.key_by_digest(hashed)
+            if record is None or not hmac.compare_digest(record.digest, hashed):
                 raise InvalidCredentials
             return Principal(account=record.account, key_id=record.id, app=record.app, admin=record.admin)
         claims = self._tokens.verify(credential, self._clock.time())

@@ -15,13 +15,24 @@ from headgate.service.planning import PlannedJob, PlannedModel
 class JobMeter:
     """Counts one call. Lives on the event loop; `add` is the hot path of every stream."""
 
-    __slots__ = ("_finish", "_pieces", "_tokens", "_tokens_known", "_usage", "dirty", "planned", "sent")
+    __slots__ = (
+        "_bytes",
+        "_finish",
+        "_pieces",
+        "_tokens",
+        "_tokens_known",
+        "_usage",
+        "dirty",
+        "planned",
+        "sent",
+    )
 
     def __init__(self, planned: PlannedJob) -> None:
         self.planned = planned
         self.sent = False
         self.dirty = False
         self._pieces: list[list[str]] = [[] for _ in range(planned.job.n)]
+        self._bytes = [0] * planned.job.n
         self._finish: list[FinishReason | None] = [None] * planned.job.n
         self._tokens = 0
         self._tokens_known = True
@@ -42,6 +53,7 @@ class JobMeter:
                 continue
             if chunk.text:
                 self._pieces[index].append(chunk.text)
+                self._bytes[index] += len(chunk.text.encode())
                 if chunk.tokens is None:
                     self._tokens_known = False
             if chunk.tokens is not None:
@@ -54,6 +66,7 @@ class JobMeter:
         self._tokens_known = False
         for choice in completion.choices:
             self._pieces[choice.index] = [choice.text]
+            self._bytes[choice.index] = len(choice.text.encode())
             self._finish[choice.index] = choice.finish_reason
 
     @property
@@ -86,7 +99,7 @@ class JobMeter:
         if not self._tokens_known:
             source = "estimate"
             limit = self.planned.job.max_tokens  # no guess is above what was asked for
-            completion = sum(min(limit, likely_in_text("".join(pieces))) for pieces in self._pieces)
+            completion = sum(min(limit, likely_in_text(size)) for size in self._bytes)
         return Usage(prompt_tokens=prompt, completion_tokens=completion, source=source)
 
 

@@ -79,8 +79,8 @@ class Planner:
             check_fields(request, spec)
         models: list[PlannedModel] = []
         first_index = 0
-        for model_index, (requested, spec) in enumerate(zip(request.models, specs, strict=True)):
-            model = await self._model(request, requested, spec, model_index, first_index)
+        for requested, spec in zip(request.models, specs, strict=True):
+            model = await self._model(request, requested, spec, first_index)
             first_index += request.n * len(request.prompts or (None,))
             models.append(model)
         failures = [model.failure for model in models if model.failure is not None]
@@ -109,7 +109,7 @@ class Planner:
         return ", ".join(names[:10]) + (", …" if len(names) > 10 else "") if names else "none"
 
     async def _model(
-        self, request: CompletionRequest, requested: str, spec: ModelSpec, model_index: int, first_index: int
+        self, request: CompletionRequest, requested: str, spec: ModelSpec, first_index: int
     ) -> PlannedModel:
         provider = self._providers[spec.provider]
         margin = self._margins.margin_for(request, spec)
@@ -136,7 +136,7 @@ class Planner:
         planned: list[PlannedJob] = []
         counted: dict[str | None, int | None] = {}
         try:
-            for job in jobs_for(request, spec, requested, model_index, first_index):
+            for job in jobs_for(request, spec, first_index):
                 if job.prompt not in counted:
                     counted[job.prompt] = await provider.count_prompt(job)
                 planned.append(bounded(request, job, counted[job.prompt]))

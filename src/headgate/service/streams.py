@@ -11,6 +11,9 @@ from typing import Literal
 from headgate.core.completion import Chunk, StreamEnd
 
 StopReason = Literal["client", "disconnected", "draining"]
+STOP_SECONDS = 1.0
+"""How long a stop may take until the stream is settled."""
+
 BUFFER_CHUNKS = 1024
 """A reader this far behind makes the producer wait: memory stays bounded."""
 
@@ -151,7 +154,7 @@ class Streams:
             return None
         return running
 
-    async def stop(self, running: Running, timeout: float) -> bool:
+    async def stop(self, running: Running, timeout: float = STOP_SECONDS) -> bool:
         """Stop it and wait until it is settled. False when that takes longer than `timeout` seconds."""
         running.stop("client")
         try:

@@ -6,12 +6,10 @@ from starlette.responses import Response
 from headgate.core.accounts import App
 from headgate.core.errors import InvalidRequest
 from headgate.dialects.base import MalformedBody
-from headgate.dialects.dify import Dify, stream_id_of
+from headgate.dialects.dify import STOP_DONE, Dify, stream_id_of
 from headgate.dialects.dify_app import render_app, render_parameters
 from headgate.service.gateway import Gateway
 from headgate.web.json_endpoints import caller, json_body, json_response
-
-STOP_SECONDS = 1.0
 
 
 class DifyEndpoints:
@@ -39,8 +37,8 @@ class DifyEndpoints:
             streams = self._gateway.streams
             running = streams.find("dify", stream_id, account=principal.account, app=app.name, user=user)
             if running is not None:
-                await streams.stop(running, STOP_SECONDS)
-        return json_response(b'{"result":"success"}')
+                await streams.stop(running)
+        return json_response(STOP_DONE)
 
     async def parameters(self, request: Request) -> Response:
         return json_response(render_parameters(await self._app(request)))

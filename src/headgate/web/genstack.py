@@ -6,11 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headgate.core.errors import InternalError, StreamNotFound
-from headgate.dialects.genstack import Genstack, render_health
+from headgate.dialects.genstack import SHUTDOWN_DONE, Genstack, render_health
 from headgate.service.gateway import Gateway
 from headgate.web.json_endpoints import json_body, json_response
-
-STOP_SECONDS = 1.0
 
 
 class GenstackEndpoints:
@@ -42,10 +40,10 @@ class GenstackEndpoints:
         account = None
         if token is not None:
             account = (await self._gateway.identity.authenticate(token, tokens_only=True)).account
-        stream_id, _ = self._dialect.decode_shutdown(body)
+        stream_id = self._dialect.decode_shutdown(body)
         running = self._gateway.streams.find("genstack", stream_id, account=account)
         if running is None:
             raise StreamNotFound("No such stream is running.", param="streamId")
-        if not await self._gateway.streams.stop(running, STOP_SECONDS):
+        if not await self._gateway.streams.stop(running):
             raise InternalError("The stream could not be stopped in time.")
-        return json_response(b'{"success":true}')
+        return json_response(SHUTDOWN_DONE)

@@ -17,7 +17,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class ClientGone(Exception):
-    """The client closed the connection before its body was complete."""
+    """The client closed the connection before its request was answered."""
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:

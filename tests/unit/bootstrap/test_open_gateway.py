@@ -8,7 +8,7 @@ from tests.support.clock import ManualClock
 
 from headgate.bootstrap import administration, catalog
 from headgate.bootstrap.gateway import make_providers, model_specs, open_gateway
-from headgate.config import Settings, load
+from headgate.config import ConfigError, Settings, load
 from headgate.core.accounts import Hold, UsageRow
 from headgate.core.errors import LedgerUnavailable
 from headgate.core.money import NanoUSD
@@ -119,4 +119,16 @@ async def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("not a folder")
     with pytest.raises(LedgerUnavailable, match="data"):
         async with open_gateway(settings(tmp_path), providers=FAKES):
+            pass
+
+
+@pytest.mark.parametrize(("line", "told"), [("max_tokens = 9999", "at most"), ("temperature = 3", "0 to 2")])
+async def test_an_app_that_its_model_cannot_serve_stops_the_start(
+    tmp_path: Path, line: str, told: str
+) -> None:
+    path = tmp_path / "test.toml"
+    path.write_text(f'[apps.story]\nmodel = "demo"\nprompt = "Go"\nvariables = [{{ name = "a" }}]\n{line}\n')
+    given = load(path, {"HEADGATE_DATA_DIR": str(tmp_path / "data")})
+    with pytest.raises(ConfigError, match=f"apps.story.{line.split(maxsplit=1)[0]}: must be {told}"):
+        async with open_gateway(given):
             pass

@@ -38,6 +38,12 @@ def with_model(line: str) -> str:
     return "\n".join([PROVIDER, *kept, line, ""])
 
 
+def with_default(kind: str, default: str, more: str = "") -> str:
+    """An app whose one variable has this type and default, as TOML."""
+    variable = f'name = "topic", type = "{kind}", default = {default}' + (f", {more}" if more else "")
+    return APP.replace('name = "topic"', variable)
+
+
 def with_app(line: str) -> str:
     key = line.partition(" ")[0]
     kept = [old for old in APP.splitlines() if not old.startswith(f"{key} ")]
@@ -370,6 +376,16 @@ BAD = [
     (with_app("top_p = 1.5"), "apps.story.top_p", "0 to 1"),
     (with_app("stop = ['']"), "apps.story.stop", "non-empty"),
     (with_app("gross_margin_percent = 'x'"), "apps.story.gross_margin_percent", "not a decimal"),
+    (
+        with_app("gross_margin_percent = '60'") + "[billing]\nmax_gross_margin_percent = '50'\n",
+        "apps.story.gross_margin_percent",
+        "above",
+    ),
+    (with_default("text-input", "5"), "apps.story.variables[0].default", "string"),
+    (with_default("text-input", "'abc'", "max_length = 2"), "apps.story.variables[0].default", "longer"),
+    (with_default("number", "'many'"), "apps.story.variables[0].default", "number"),
+    (with_default("checkbox", "'yes'"), "apps.story.variables[0].default", "true or false"),
+    (with_default("select", "'c'", "options = ['a', 'b']"), "apps.story.variables[0].default", "options"),
     (APP.replace("apps.story", "apps.'a b'"), "apps.a b", "letters"),
     ("[developers.d]\naccount = 'a b'\n", "developers.d.account", "letters"),
     ("[developers.d]\naccount = 'platform'\n", "developers.d.account", "ledger itself"),

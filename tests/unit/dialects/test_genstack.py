@@ -434,18 +434,10 @@ def test_retry_after_is_a_header(error: GatewayError, headers: tuple[tuple[str, 
     assert BLOCKING.render_error(error).headers == headers
 
 
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        (b'{"streamId": "abc"}', ("abc", None)),
-        (b'{"streamId": "abc", "genstackToken": null}', ("abc", None)),
-        (b'{"streamId": "abc", "genstackToken": ""}', ("abc", None)),
-        (b'{"streamId": "abc", "genstackToken": "jwt"}', ("abc", "jwt")),
-        (b'{"streamId": "abc", "genstackToken": 5}', ("abc", "5")),
-    ],
-)
-def test_a_shutdown_names_a_stream_and_perhaps_a_token(body: bytes, expected: tuple[str, str | None]) -> None:
-    assert BLOCKING.decode_shutdown(body) == expected
+@pytest.mark.parametrize("token", ["", ', "genstackToken": null', ', "genstackToken": 5'])
+def test_a_shutdown_names_a_stream(token: str) -> None:
+    body = f'{{"streamId": "abc"{token}}}'.encode()
+    assert BLOCKING.decode_shutdown(body) == "abc"
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"streamId": null}', b'{"streamId": ""}', b'{"streamId": 5}'])

@@ -79,3 +79,14 @@ async def test_a_refusal_with_an_endless_body_is_still_understood(
         await provider.complete(job(), nothing)
     assert raised.value.status == 422
     assert "xx" not in raised.value.message
+
+
+async def test_a_stream_far_longer_than_was_asked_for_is_broken_off(
+    upstream: Upstream, provider: OpenAICompatible
+) -> None:
+    piece = "x" * 65_536
+    upstream.script(Script(pieces=(piece,) * 64))
+    text, error = await text_before_failure(provider, job("endless", max_tokens=2), UpstreamFailed)
+    assert "too large" in error.message
+    assert 0 < len(text) < 2 * 1024 * 1024
+    await (await upstream.request(0)).closed.wait()

@@ -29,7 +29,7 @@ def test_a_model_is_spoken_to_in_a_shape_it_has(
 @given(st.integers(1, 5), st.integers(1, 5), st.booleans(), st.integers(0, 7))
 def test_every_choice_has_exactly_one_place(prompts: int, n: int, takes_n: bool, first: int) -> None:
     texts = [f"p{number}" for number in range(prompts)]
-    jobs = list(jobs_for(request(*texts, n=n), spec(takes_n=takes_n), "fast", 0, first))
+    jobs = list(jobs_for(request(*texts, n=n), spec(takes_n=takes_n), first))
     places = {job.first_index + index: job.prompt for job in jobs for index in range(job.n)}
     assert places == {first + p * n + j: texts[p] for p in range(prompts) for j in range(n)}
     assert sum(job.n for job in jobs) == prompts * n
@@ -40,16 +40,16 @@ def test_every_choice_has_exactly_one_place(prompts: int, n: int, takes_n: bool,
 def test_further_calls_count_the_prompt_only_where_the_provider_bills_it(
     bills: bool, expected: list[bool]
 ) -> None:
-    jobs = jobs_for(request("a", "b", n=2), spec(takes_n=False, bills_prompt_per_call=bills), "fast", 0, 0)
+    jobs = jobs_for(request("a", "b", n=2), spec(takes_n=False, bills_prompt_per_call=bills), 0)
     assert [job.counts_prompt for job in jobs] == expected
 
 
 def test_choices_of_separate_calls_differ_though_the_seed_is_fixed() -> None:
     model = spec(takes_n=False)
-    jobs = list(jobs_for(request(n=3, sampling=Sampling(seed=7, top_p=0.5)), model, "fast", 0, 0))
+    jobs = list(jobs_for(request(n=3, sampling=Sampling(seed=7, top_p=0.5)), model, 0))
     assert [job.sampling.seed for job in jobs] == [7, 8, 9]
     assert {job.sampling.top_p for job in jobs} == {0.5}
-    unseeded = jobs_for(request(n=3), model, "fast", 0, 0)
+    unseeded = jobs_for(request(n=3), model, 0)
     assert [job.sampling.seed for job in unseeded] == [None] * 3
 
 
@@ -60,7 +60,7 @@ def test_a_conversation_becomes_a_transcript_for_models_that_only_complete() -> 
         Message(role="assistant", content="Hello"),
         Message(role="user", content="Bye"),
     )
-    (job,) = jobs_for(request(messages=messages), spec(mode="completion"), "fast", 0, 0)
+    (job,) = jobs_for(request(messages=messages), spec(mode="completion"), 0)
     assert job.prompt == "System: Be brief.\nUser: Hi\nAssistant: Hello\nUser: Bye\nAssistant:"
     assert (job.messages, job.shape, job.plain) == (None, "completion", True)
     assert transcript(messages[:1]) == "System: Be brief.\nAssistant:"
@@ -68,7 +68,7 @@ def test_a_conversation_becomes_a_transcript_for_models_that_only_complete() -> 
 
 def test_words_of_end_users_stay_plain_and_raw_prompts_do_not() -> None:
     def plain(mode: str, **fields: object) -> bool:
-        (job,) = jobs_for(request(**fields), spec(mode=mode), "fast", 0, 0)
+        (job,) = jobs_for(request(**fields), spec(mode=mode), 0)
         return job.plain
 
     assert not plain("completion")
