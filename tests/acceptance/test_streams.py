@@ -423,9 +423,9 @@ async def test_a_stream_that_waits_for_its_first_piece_can_be_stopped(impatient:
 
 
 async def test_a_client_that_does_not_read_is_taken_for_gone(impatient: Site, idle: Client) -> None:
-    # More than all buffers on the way take.
-    impatient.up.script(Script(pieces=("x" * 200_000,) * 100, hold_at=99))
-    listener = await idle.stream("openai", "scripted")
+    # More than all buffers on the way take, and no more than so many tokens may come to.
+    impatient.up.script(Script(pieces=("x" * 150_000,) * 100, hold_at=99))
+    listener = await idle.stream("openai", "scripted", max_tokens=4000)
     assert listener.status == 200
     held = await impatient.books.held(idle.account)
     (row,) = await impatient.books.settled(idle.account, seconds=10)

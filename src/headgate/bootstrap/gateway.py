@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import structlog
 
 from headgate.config import Settings, check_apps, demo_model_path, model_spec
+from headgate.core.errors import LedgerUnavailable
 from headgate.core.models import Catalog, ModelSpec
 from headgate.core.ports import Clock, Provider
 from headgate.providers.embedded.provider import EmbeddedProvider
@@ -80,6 +81,8 @@ async def open_gateway(
     clock, ids = clock or SystemClock(), Ids()
     async with AsyncExitStack() as stack:
         stack.enter_context(folder_lock(settings.data_dir))
+        # Before the engines: while there is none yet, the command line takes the running server's file for lost.
+        database = open_database(settings.data_dir, locked=True)
         specs = model_specs(settings)
         models = Catalog(specs)
         check_apps(settings, models)
@@ -88,11 +91,13 @@ async def open_gateway(
         if isinstance(embedded, EmbeddedProvider):
             await embedded.start()
             stack.push_async_callback(embedded.aclose)
-        database = open_database(settings.data_dir)
         ledger = SqliteLedger(database, clock)
         ledger.start()
         stack.push_async_callback(ledger.close)
-        await ledger.recover()
+        try:
+            await ledger.recover()
+        except LedgerUnavailable as error:
+            raise database.unusable(error.__cause__ or error) from error
         developers = [developer.account for developer in settings.developers.values()]
         if developers:
             SqliteAccounts(database).ensure(developers, int(clock.time() * 1000))

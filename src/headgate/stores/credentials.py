@@ -8,10 +8,14 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import structlog
+
 from headgate.core.accounts import KeyRecord
 from headgate.core.errors import LedgerUnavailable
 from headgate.stores import statements
-from headgate.stores.database import Database
+from headgate.stores.database import Database, FileMoved
+
+log = structlog.get_logger("headgate.credentials")
 
 
 class SqliteAccountStore:
@@ -55,10 +59,14 @@ class SqliteAccountStore:
         try:
             if self._connection is None:
                 self._connection = self._database.connect()
+            else:
+                self._database.verify()
             # Read to the end: a statement left open would keep seeing its own moment.
             rows = self._connection.execute(statement, parameters).fetchall()
         except sqlite3.Error as error:
-            self._disconnect()
+            if not isinstance(error, FileMoved):
+                self._disconnect()
+            log.error("credentials cannot be checked", reason=str(error))
             raise LedgerUnavailable("Credentials cannot be checked at the moment.") from error
         return rows[0] if rows else None
 

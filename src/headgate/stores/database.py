@@ -3,9 +3,11 @@
 Every connection runs in WAL with synchronous=FULL and foreign keys, read back before the connection is used: a
 commit that was reported has reached the disk. A fresh file is made straight from the schema; Alembic is imported
 only for one that an older version left, because it costs a second and more memory than all the rest of the gateway.
+
+A process stays with the file it found first: SQLite would go on writing to one that was removed or replaced, and what
+is written there is lost.
 """
 
-import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from headgate.core.errors import LedgerUnavailable
+from headgate.stores.lock import folder_guard, make_folder, server_runs
 from headgate.stores.schema import metadata
 
 if TYPE_CHECKING:
@@ -37,12 +40,8 @@ _VERSION_TABLE = (
 _PRAGMAS = (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1))
 
 
-def make_folder(folder: Path) -> None:
-    """Create the data folder, readable by its owner only. One that exists keeps its mode."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise LedgerUnavailable(f"{folder}: cannot be used as the data folder: {error.strerror}") from error
+class FileMoved(sqlite3.OperationalError):
+    """The file in use is not at its path any more. Its connections are worth keeping: they are all that is left."""
 
 
 class Database:
@@ -50,12 +49,15 @@ class Database:
 
     def __init__(self, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
         self.path = path
+        self._identity: tuple[int, int] | None = None
         self._busy_timeout_s = busy_timeout_s
         # Connections are few and short outside the ledger's writer; a pool would keep files open for nothing.
         self._engine = create_engine("sqlite://", creator=self.connect, poolclass=NullPool)
 
     def connect(self) -> sqlite3.Connection:
-        """A connection in autocommit mode. sqlite3.Error when the file is gone, broken or not durable."""
+        """A connection in autocommit mode. sqlite3.Error when the file is gone, replaced, broken or not durable."""
+        if self._identity is not None:
+            self.verify()
         connection = self._connect()
         try:
             connection.execute("PRAGMA synchronous = FULL")
@@ -64,10 +66,30 @@ class Database:
                 (found,) = connection.execute(f"PRAGMA {pragma}").fetchone()
                 if found != wanted:
                     raise sqlite3.OperationalError(f"PRAGMA {pragma} is {found!r} instead of {wanted!r}")
+            self.verify()
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def verify(self) -> None:
+        """Cheap enough for every batch: FileMoved when the path does not lead to the file that was found first."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            raise FileMoved(
+                "the file was removed while in use; put the same file back, or a restart is needed"
+            ) from None
+        except OSError as error:
+            raise sqlite3.OperationalError(f"the file cannot be looked at: {error.strerror}") from error
+        identity = (found.st_dev, found.st_ino)
+        self._identity = self._identity or identity
+        if identity != self._identity:
+            # A restart would replay the old file's log onto the new one.
+            raise FileMoved(
+                "the file was replaced while in use; a restart is needed, "
+                f"with no {self.path.name}-wal and -shm of the old one beside it"
+            )
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -81,13 +103,24 @@ class Database:
         with self._transaction("BEGIN") as connection:
             yield connection
 
-    def migrate(self) -> None:
-        """Bring the file to HEAD. LedgerUnavailable when it is newer than this program, or cannot be used."""
+    def migrate(self, *, locked: bool = False) -> None:
+        """Bring the file to HEAD. LedgerUnavailable when it is newer than this program, or cannot be used.
+
+        `locked`: the caller holds the folder's lock. Nobody else makes a file under a running server, whose own
+        is missing then.
+        """
         try:
             if not self._is_current():
-                with self._folder_locked():
+                # SQLite's busy timeout does not cover the switch to WAL, so of two first starts one waits here.
+                with folder_guard(self.path.parent):
+                    if not locked and self._is_missing() and server_runs(self.path.parent):
+                        raise LedgerUnavailable(
+                            f"{self.path}: the running server's database file is missing; put it back, "
+                            "or stop the server"
+                        )
                     self._create()
                     self._upgrade()
+            self.verify()
         except (sqlite3.Error, OSError) as error:
             raise self.unusable(error) from error
 
@@ -119,6 +152,10 @@ class Database:
         except sqlite3.Error as error:
             raise self.unusable(error) from error
 
+    def _is_missing(self) -> bool:
+        # An empty file is one that somebody else has put there.
+        return not self.path.exists() or self.path.stat().st_size == 0
+
     def _is_current(self) -> bool:
         if not self.path.exists():
             return False
@@ -142,17 +179,6 @@ class Database:
                 "upgrade Headgate"
             )
         return version
-
-    @contextmanager
-    def _folder_locked(self) -> Iterator[None]:
-        # SQLite's busy timeout does not cover the switch to WAL, so of two first starts one waits here.
-        # The folder is locked, not the file: closing a second descriptor of the file drops SQLite's own locks.
-        descriptor = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
     def _create(self) -> None:
         if not self.path.exists():
@@ -197,9 +223,14 @@ def migrations_config() -> "Config":
     return config
 
 
-def open_database(data_dir: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Database:
-    """The database of a data folder, created and migrated as needed. LedgerUnavailable names file and reason."""
+def open_database(
+    data_dir: Path, *, locked: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S
+) -> Database:
+    """The database of a data folder, created and migrated as needed. LedgerUnavailable names file and reason.
+
+    `locked`: the caller holds the folder's lock; without it none is created under a running server.
+    """
     make_folder(data_dir)
     database = Database(data_dir / DATABASE_NAME, busy_timeout_s=busy_timeout_s)
-    database.migrate()
+    database.migrate(locked=locked)
     return database

@@ -10,7 +10,7 @@ import structlog
 from msgspec import Struct, structs
 
 from headgate.core.accounts import Balance, Hold, Settlement, UsageRow
-from headgate.core.errors import InsufficientFunds
+from headgate.core.errors import InsufficientFunds, InternalError
 from headgate.core.money import NanoUSD
 from headgate.core.ports import Clock
 from headgate.stores import statements
@@ -23,16 +23,26 @@ log = structlog.get_logger("headgate.ledger")
 MAX_INTEGER = 2**63 - 1
 RECOVERY_BATCH = 256
 
+COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens")
+UNREADABLE = UsageRow(
+    request_id="unknown", dialect="unknown", model="unknown", provider="unknown", error="interrupted"
+)
+"""The usage row of a request of which only the hold is known; the hold's id and account stand beside it."""
+
 _rows_encoder = msgspec.json.Encoder()
 _rows_decoder = msgspec.json.Decoder(tuple[UsageRow, ...])
 
 
 class Recovery(Struct, frozen=True, kw_only=True):
-    """What a start found: holds charged by their checkpoint, holds released, and the sum charged (nano-USD)."""
+    """What a start found: holds charged by their checkpoint, holds released, and the sum charged (nano-USD).
+
+    `left` are holds that could not even be released; they stay open, and `ledger check` shows them.
+    """
 
     charged: int
     released: int
     charge: int
+    left: int = 0
 
 
 class SqliteLedger:
@@ -40,7 +50,7 @@ class SqliteLedger:
 
     def __init__(self, database: Database, clock: Clock, *, capacity: int = CAPACITY) -> None:
         self._clock = clock
-        self._writer = Writer(database.connect, capacity=capacity)
+        self._writer = Writer(database, capacity=capacity)
 
     def start(self) -> None:
         """Start the writer thread."""
@@ -60,33 +70,47 @@ class SqliteLedger:
         return self._writer.submit(partial(_balance, account))
 
     def ping(self) -> Awaitable[None]:
-        return self._writer.submit(_ping)
+        # After an outage only a write shows whether it is over: a full disk can still be read.
+        return self._writer.submit(_probe if self._writer.failing else _ping)
 
     async def recover(self) -> Recovery:
         """Resolve what a former process left open: charge each hold's last checkpoint, release the others.
 
-        To be called under the data folder's lock, before anything is served.
+        To be called under the data folder's lock, before anything is served. No single hold keeps a server from
+        starting: one whose rows cannot be read or charged is logged and released, its usage kept as far as it can
+        be. LedgerUnavailable when the database as a whole is in trouble.
         """
         open_holds: list[tuple[str, bytes]] = await self._writer.submit(_open_holds)
-        settlements: list[Settlement] = []
+        outcomes: list[Settlement | None] = []
         for start in range(0, len(open_holds), RECOVERY_BATCH):
             batch = open_holds[start : start + RECOVERY_BATCH]
-            settlements += await asyncio.gather(
-                *(self.settle(hold_id, _stored_rows(hold_id, rows)) for hold_id, rows in batch)
-            )
+            outcomes += await asyncio.gather(*(self._resolve(hold_id, rows) for hold_id, rows in batch))
+        settlements = [outcome for outcome in outcomes if outcome is not None]
         charged = sum(1 for settlement in settlements if settlement.price)
         recovery = Recovery(
             charged=charged,
             released=len(settlements) - charged,
             charge=sum(settlement.price for settlement in settlements),
+            left=len(outcomes) - len(settlements),
         )
-        if settlements:
+        if outcomes:
             log.warning("resolved holds of a former process", **structs.asdict(recovery))
         return recovery
 
     async def close(self) -> None:
         """Commit what is queued and close the database. Later calls get LedgerUnavailable."""
         await self._writer.close()
+
+    async def _resolve(self, hold_id: str, stored: bytes) -> Settlement | None:
+        """Charge the stored rows; failing that record them uncharged; failing that release with a bare row."""
+        rows = _stored_rows(hold_id, stored)
+        for attempt in (rows, tuple(map(_uncharged, rows)), (UNREADABLE,)):
+            try:
+                return await self.settle(hold_id, attempt)
+            except InternalError:
+                log.error("a hold of a former process cannot be settled like this", hold=hold_id)
+        log.error("a hold of a former process stays open", hold=hold_id)
+        return None
 
     def _now(self) -> int:
         return int(self._clock.time() * 1000)
@@ -148,6 +172,11 @@ def _ping(cursor: sqlite3.Cursor) -> None:
     cursor.execute(statements.PING, ("",)).fetchone()
 
 
+def _probe(cursor: sqlite3.Cursor) -> None:
+    for change in (1, -1):
+        cursor.execute(statements.PROBE, (change,))
+
+
 def _open_holds(cursor: sqlite3.Cursor) -> list[tuple[str, bytes]]:
     return cursor.execute(statements.OPEN_HOLDS).fetchall()
 
@@ -155,7 +184,13 @@ def _open_holds(cursor: sqlite3.Cursor) -> list[tuple[str, bytes]]:
 def _stored_rows(hold_id: str, stored: bytes) -> tuple[UsageRow, ...]:
     try:
         return _rows_decoder.decode(stored)
-    except msgspec.DecodeError:
-        # Another version's rows. Nobody can say what to charge, so nothing is.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # Another version's rows, or damaged ones. Nobody can say what to charge, so nothing is.
         log.exception("a hold's checkpoint cannot be read; releasing it", hold=hold_id)
-        return ()
+        return (UNREADABLE,)
+
+
+def _uncharged(row: UsageRow) -> UsageRow:
+    """The row without money, its counts kept where the database can hold them."""
+    counts = {name: min(getattr(row, name), MAX_INTEGER) for name in COUNTS}
+    return structs.replace(row, cost=0, price=0, excess=0, developer_share=0, **counts)

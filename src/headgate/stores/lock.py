@@ -1,4 +1,4 @@
-"""The lock a server takes on its data folder: two servers on one SQLite ledger would resolve each other's holds."""
+"""The data folder and its lock: two servers on one SQLite ledger would resolve each other's holds."""
 
 import fcntl
 import os
@@ -7,9 +7,43 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headgate.core.errors import LedgerUnavailable
-from headgate.stores.database import make_folder
 
 LOCK_NAME = "headgate.lock"
+
+
+def make_folder(folder: Path) -> None:
+    """Create the data folder, readable by its owner only. One that exists keeps its mode."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise LedgerUnavailable(f"{folder}: cannot be used as the data folder: {error.strerror}") from error
+
+
+@contextmanager
+def folder_guard(folder: Path) -> Iterator[None]:
+    """One process at a time, for the moment in which a file of the folder is made or its lock is looked at."""
+    # The folder is locked, not the database: closing a second descriptor of that drops SQLite's own locks.
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def server_runs(data_dir: Path) -> bool:
+    """Whether a server, be it this process, has the folder's lock. To be asked inside `folder_guard`."""
+    try:
+        descriptor = os.open(data_dir / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextmanager
@@ -26,7 +60,8 @@ def folder_lock(data_dir: Path) -> Iterator[Path]:
         raise LedgerUnavailable(f"{path}: cannot be opened: {error.strerror}") from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with folder_guard(data_dir):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
             raise LedgerUnavailable(

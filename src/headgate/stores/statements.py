@@ -124,6 +124,15 @@ BALANCE = sql(
 
 PING = sql(select(exists().where(accounts.c.name == _name)), "name")
 
+_any = accounts.alias()
+PROBE = sql(
+    update(accounts)
+    .values(held=accounts.c.held + bindparam("change"))
+    .where(accounts.c.name == select(func.min(_any.c.name)).scalar_subquery()),
+    "change",
+)
+"""To be run with 1 and -1: a real write that changes nothing. (One that sets the same value writes nothing.)"""
+
 KEY_BY_DIGEST = sql(
     select(
         api_keys.c.id,

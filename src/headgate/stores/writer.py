@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from headgate.core.errors import InternalError, LedgerUnavailable
+from headgate.stores.database import Database, FileMoved
 
 log = structlog.get_logger("headgate.ledger")
 
@@ -29,8 +30,12 @@ CAPACITY = 4096
 class Writer:
     """Runs operations in order, in batches. Everything but the thread's own work happens on the event loop."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], *, capacity: int = CAPACITY) -> None:
-        self._connect = connect
+    failing: bool
+    """An outage ended a batch, and no change was committed since. Reads may well succeed: the disk may be full."""
+
+    def __init__(self, database: Database, *, capacity: int = CAPACITY) -> None:
+        self.failing = False
+        self._database = database
         self._capacity = capacity
         self._queue: SimpleQueue[_Queued | None] = SimpleQueue()
         self._connection: sqlite3.Connection | None = None
@@ -110,7 +115,9 @@ class Writer:
             if not _is_outage(error):
                 return self._isolate(operations, error)
             # Busy, full or broken: nobody's fault here. A new connection finds out whether it is over.
-            self._disconnect()
+            self.failing = True
+            if not isinstance(error, FileMoved):
+                self._disconnect()
             log.error("ledger unavailable", reason=str(error), operations=len(operations))
             return [_unavailable(error) for _ in operations]
         except Exception as error:
@@ -128,11 +135,16 @@ class Writer:
 
     def _transaction(self, operations: Sequence[Operation]) -> list[Any]:
         if self._connection is None:
-            self._connection = self._connect()
+            self._connection = self._database.connect()
+        else:
+            self._database.verify()
+        changes = self._connection.total_changes
         cursor = self._connection.cursor()
         cursor.execute("BEGIN IMMEDIATE")
         outcomes = [operation(cursor) for operation in operations]
         cursor.execute("COMMIT")
+        if self._connection.total_changes != changes:
+            self.failing = False
         return outcomes
 
     def _roll_back(self) -> None:
@@ -185,6 +197,6 @@ def _is_outage(error: sqlite3.Error) -> bool:
 
 
 def _unavailable(error: sqlite3.Error) -> LedgerUnavailable:
-    failure = LedgerUnavailable("The ledger is unavailable; nothing was charged.")
+    failure = LedgerUnavailable("The ledger is unavailable.")
     failure.__cause__ = error
     return failure

@@ -15,6 +15,7 @@ from headgate.core.money import NanoUSD
 from headgate.providers.fake import Fake
 from headgate.providers.openai_compatible import OpenAICompatible
 from headgate.providers.unbuilt import Unbuilt
+from headgate.stores.database import DATABASE_NAME, open_database
 
 TOML = """
 [providers.acme]
@@ -131,4 +132,20 @@ async def test_an_app_that_its_model_cannot_serve_stops_the_start(
     given = load(path, {"HEADGATE_DATA_DIR": str(tmp_path / "data")})
     with pytest.raises(ConfigError, match=f"apps.story.{line.split(maxsplit=1)[0]}: must be {told}"):
         async with open_gateway(given):
+            pass
+
+
+async def test_a_damaged_database_is_named_with_the_reason(tmp_path: Path) -> None:
+    given = settings(tmp_path)
+    database = open_database(given.data_dir)
+    with database.read() as connection:
+        size = connection.exec_driver_sql("PRAGMA page_size").scalar_one()
+        page = connection.exec_driver_sql(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'holds'"
+        ).scalar_one()
+    with (given.data_dir / DATABASE_NAME).open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xee" * size)
+    with pytest.raises(LedgerUnavailable, match=r"headgate\.db: the database cannot be used: .*malformed"):
+        async with open_gateway(given, providers=FAKES):
             pass

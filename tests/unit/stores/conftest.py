@@ -11,7 +11,7 @@ import pytest_asyncio
 from headgate.core.accounts import Hold, UsageRow
 from headgate.core.money import NanoUSD
 from headgate.stores.accounts import SqliteAccounts
-from headgate.stores.database import Database, open_database
+from headgate.stores.database import DATABASE_NAME, Database, open_database
 from headgate.stores.ledger import SqliteLedger
 
 
@@ -19,6 +19,17 @@ from headgate.stores.ledger import SqliteLedger
 def database(tmp_path: Path) -> Database:
     """A fresh database; a transaction waits for another one for 0.2 s only."""
     return open_database(tmp_path / "data", busy_timeout_s=0.2)
+
+
+@pytest.fixture
+def replace(database: Database, tmp_path: Path) -> Callable[[], None]:
+    """Put another, healthy database in the place of the one in use."""
+
+    def put() -> None:
+        SqliteAccounts(open_database(tmp_path / "other")).create("ann", NanoUSD(1000), 1)
+        (tmp_path / "other" / DATABASE_NAME).replace(database.path)
+
+    return put
 
 
 @pytest.fixture

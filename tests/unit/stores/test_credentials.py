@@ -1,7 +1,8 @@
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from headgate.core.accounts import KeyRecord
 from headgate.core.errors import LedgerUnavailable
@@ -56,6 +57,34 @@ async def test_without_a_database_nobody_is_admitted_and_then_it_works_again(
     store: SqliteAccountStore, accounts: SqliteAccounts, database: Database
 ) -> None:
     accounts.create("ann", None, 1)
+    away = database.path.with_suffix(".away")
+    database.path.rename(away)
+    with pytest.raises(LedgerUnavailable):
+        await store.token_state("ann", None)
+    away.rename(database.path)
+    assert await store.token_state("ann", None)
+
+
+async def test_a_file_that_is_removed_or_replaced_in_use_admits_nobody(
+    store: SqliteAccountStore, accounts: SqliteAccounts, database: Database, replace: Callable[[], None]
+) -> None:
+    accounts.create("ann", None, 1)
+    assert await store.token_state("ann", None)
+    database.path.unlink()
+    with capture_logs() as lines, pytest.raises(LedgerUnavailable):
+        await store.token_state("ann", None)
+    assert "removed while in use" in lines[0]["reason"] and "restart is needed" in lines[0]["reason"]
+    replace()
+    for _ in range(2):
+        with pytest.raises(LedgerUnavailable):
+            await store.token_state("ann", None)
+
+
+async def test_a_file_that_comes_back_is_used_again(
+    store: SqliteAccountStore, accounts: SqliteAccounts, database: Database
+) -> None:
+    accounts.create("ann", None, 1)
+    assert await store.token_state("ann", None)
     away = database.path.with_suffix(".away")
     database.path.rename(away)
     with pytest.raises(LedgerUnavailable):

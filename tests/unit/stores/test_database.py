@@ -2,6 +2,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from sqlalchemy import Connection
 
 from headgate.core.accounts import UsageRow
 from headgate.core.errors import LedgerUnavailable
+from headgate.stores.accounts import SqliteAccounts
 from headgate.stores.database import (
     DATABASE_NAME,
     HEAD,
@@ -20,6 +22,7 @@ from headgate.stores.database import (
     open_database,
     upgrade,
 )
+from headgate.stores.lock import folder_lock
 from headgate.stores.schema import metadata, usage
 
 
@@ -89,9 +92,43 @@ def test_a_connection_that_is_not_durable_is_refused(database: Database) -> None
 
 def test_a_file_that_vanished_is_not_replaced_by_an_empty_one(database: Database) -> None:
     database.path.unlink()
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(sqlite3.OperationalError, match="removed while in use"):
         database.connect()
     assert not database.path.exists()
+
+
+def test_a_file_that_was_replaced_is_not_adopted(
+    database: Database, accounts: SqliteAccounts, replace: Callable[[], None]
+) -> None:
+    pinned = database.connect()  # so that its number is not given to another file
+    replace()
+    with pytest.raises(sqlite3.OperationalError, match="replaced while in use; a restart is needed"):
+        database.connect()
+    with pytest.raises(LedgerUnavailable, match=r"headgate\.db.*replaced"):
+        accounts.balance("ann")
+    pinned.close()
+    assert SqliteAccounts(open_database(database.path.parent)).balance("ann").balance == 1000
+
+
+@pytest.mark.parametrize("left", [None, b""])
+def test_no_database_is_made_under_a_running_server_that_misses_its_own(
+    database: Database, left: bytes | None
+) -> None:
+    folder = database.path.parent
+    database.path.unlink()
+    if left is not None:
+        database.path.write_bytes(left)
+    with folder_lock(folder):
+        with pytest.raises(LedgerUnavailable, match=r"headgate\.db.*server's database file is missing"):
+            open_database(folder)
+        assert left == (database.path.read_bytes() if database.path.exists() else None)
+    open_database(folder)
+
+
+def test_the_lock_owner_makes_the_database_and_others_may_use_it(tmp_path: Path) -> None:
+    with folder_lock(tmp_path):
+        open_database(tmp_path, locked=True)
+        SqliteAccounts(open_database(tmp_path)).create("ann", None, 1)
 
 
 def test_a_newer_database_stops_with_a_clear_error(database: Database) -> None:

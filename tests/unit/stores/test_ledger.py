@@ -1,14 +1,17 @@
 import asyncio
+import resource
 import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from headgate.core.accounts import Balance, Hold, UsageRow
 from headgate.core.errors import InsufficientFunds, InternalError, LedgerUnavailable
@@ -203,6 +206,107 @@ async def test_a_full_disk_is_unavailable_and_then_works_again(
     assert books_are_right(database)
 
 
+@contextmanager
+def no_room(database: Database) -> Iterator[None]:
+    """No file of this process may grow beyond the database's log; what is there can be read."""
+    size = database.path.with_name(database.path.name + "-wal").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_while_nothing_can_be_written_ping_fails_though_reads_succeed(
+    ledger: SqliteLedger, database: Database, fund: Fund, hold: MakeHold
+) -> None:
+    other = database.connect()  # keeps the log from being emptied
+    fund("ann", 1000)
+    await ledger.hold(hold(id="h1"))
+    with no_room(database):
+        await ledger.ping()  # nothing failed yet, so nothing is written to find out
+        with pytest.raises(LedgerUnavailable):
+            await ledger.hold(hold(id="h2"))
+        for _ in range(2):
+            assert await ledger.balance("ann") == Balance(account="ann", balance=1000, held=100, open_holds=1)
+            with pytest.raises(LedgerUnavailable):
+                await ledger.ping()
+    await ledger.ping()
+    with no_room(database):
+        await ledger.ping()  # a write went well: it reads only
+    await ledger.hold(hold(id="h2"))
+    other.close()
+    assert books_are_right(database)
+
+
+async def test_an_outage_promises_nothing_about_charges(ledger: SqliteLedger, database: Database) -> None:
+    database.path.unlink()
+    with pytest.raises(LedgerUnavailable) as failure:
+        await ledger.ping()
+    assert failure.value.message == "The ledger is unavailable."
+
+
+async def test_a_file_removed_under_a_running_server_takes_no_more_money(
+    ledger: SqliteLedger, database: Database, fund: Fund, hold: MakeHold, row: MakeRow
+) -> None:
+    fund("ann", 1000)
+    await ledger.hold(hold())
+    away = database.path.with_suffix(".away")
+    database.path.rename(away)
+    with capture_logs() as lines:
+        for refused in (ledger.hold(hold(id="h2")), ledger.settle("h1", [row(price=10)]), ledger.ping()):
+            with pytest.raises(LedgerUnavailable):
+                await refused
+    assert "removed while in use" in lines[0]["reason"] and "restart is needed" in lines[0]["reason"]
+    away.rename(database.path)
+    assert (await ledger.settle("h1", [row(price=10)])).balance_after == 990
+    assert books_are_right(database)
+
+
+def open_files() -> set[str]:
+    """What this process has open, by path."""
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed in the meantime
+            found.add(str(link.readlink()))
+    return found
+
+
+async def test_a_removed_file_is_not_let_go(ledger: SqliteLedger, database: Database) -> None:
+    await ledger.ping()
+    database.path.unlink()
+    for _ in range(2):
+        with pytest.raises(LedgerUnavailable):
+            await ledger.ping()
+    # Held open it can still be rescued, and its number goes to no other file.
+    assert f"{database.path} (deleted)" in open_files()
+
+
+async def test_a_file_put_in_the_place_of_the_one_in_use_is_never_adopted(
+    ledger: SqliteLedger,
+    database: Database,
+    fund: Fund,
+    hold: MakeHold,
+    row: MakeRow,
+    replace: Callable[[], None],
+) -> None:
+    fund("ann", 1000)
+    await ledger.hold(hold())
+    replace()
+    with capture_logs() as lines:
+        for refused in (ledger.hold(hold(id="h2")), ledger.settle("h1", [row(price=10)]), ledger.ping()):
+            with pytest.raises(LedgerUnavailable):
+                await refused
+    assert "replaced while in use; a restart is needed" in lines[0]["reason"]
+    assert "with no headgate.db-wal and -shm" in lines[0]["reason"]
+    await ledger.close()
+    for end in ("-wal", "-shm"):
+        database.path.with_name(database.path.name + end).unlink(missing_ok=True)
+    report = audit(open_database(database.path.parent))
+    assert (report.ok, report.open_holds, report.transfers) == (True, 0, 1)
+
+
 async def test_a_database_that_vanished_is_unavailable(
     ledger: SqliteLedger, database: Database, hold: MakeHold
 ) -> None:
@@ -258,14 +362,69 @@ async def test_recovery_charges_the_last_checkpoint_and_releases_the_others(
     assert books_are_right(database)
 
 
-async def test_an_unreadable_checkpoint_is_released(
+NEEDED = b'"request_id": "r", "dialect": "openai", "model": "demo"'
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        pytest.param(b"{", id="cut off"),
+        pytest.param(b'[{%s, "provider": "\xff"}]' % NEEDED, id="not UTF-8"),
+        pytest.param(b"[{%s}]" % NEEDED, id="older"),
+        pytest.param(b'[{%s, "provider": "acme", "source": "oracle"}]' % NEEDED, id="newer"),
+        pytest.param(b'[{%s, "provider": "acme", "more": %s}]' % (NEEDED, b"[" * 100_000), id="deep"),
+    ],
+)
+async def test_a_hold_whose_rows_cannot_be_read_is_released_and_leaves_a_trace(
+    ledger: SqliteLedger, database: Database, fund: Fund, hold: MakeHold, row: MakeRow, stored: bytes
+) -> None:
+    fund("ann", 1000)
+    await ledger.hold(hold(id="damaged"))
+    await ledger.hold(hold(id="sound", rows=(row(price=7, error="interrupted"),)))
+    with database.write() as connection:
+        connection.exec_driver_sql("UPDATE holds SET rows = ? WHERE id = 'damaged'", (stored,))
+    with capture_logs() as lines:
+        assert await ledger.recover() == Recovery(charged=1, released=1, charge=7)
+    assert "damaged" in [line.get("hold") for line in lines]
+    assert await ledger.balance("ann") == Balance(account="ann", balance=993, held=0)
+    bare = row(
+        request_id="unknown", dialect="unknown", model="unknown", provider="unknown", error="interrupted"
+    )
+    (used,) = (record.row for record in recent_usage(database, "ann") if record.row.price == 0)
+    assert used == bare
+    assert books_are_right(database)
+
+
+async def test_a_hold_that_cannot_be_charged_is_released_and_its_usage_kept(
+    ledger: SqliteLedger, database: Database, fund: Fund, hold: MakeHold, row: MakeRow
+) -> None:
+    fund("ann", 1000)
+    huge = row(price=2**70, cost=2**70, excess=2**70, prompt_tokens=2**70, completion_tokens=5)
+    await ledger.hold(hold(id="huge", rows=(huge,)))
+    await ledger.hold(hold(id="sound", rows=(row(price=7),)))
+    with capture_logs() as lines:
+        assert await ledger.recover() == Recovery(charged=1, released=1, charge=7)
+    assert "huge" in [line.get("hold") for line in lines]
+    assert await ledger.balance("ann") == Balance(account="ann", balance=993, held=0)
+    (used,) = (record.row for record in recent_usage(database, "ann") if record.row.price == 0)
+    assert used == row(prompt_tokens=2**63 - 1, completion_tokens=5)
+    assert books_are_right(database)
+
+
+async def test_a_hold_that_cannot_even_be_released_stays_open_and_stops_nobody(
     ledger: SqliteLedger, database: Database, fund: Fund, hold: MakeHold
 ) -> None:
     fund("ann", 1000)
-    await ledger.hold(hold())
+    fund("bob", 1000)
+    await ledger.hold(hold(id="stuck"))
+    await ledger.hold(hold(id="sound", account="bob"))
     with database.write() as connection:
-        connection.exec_driver_sql("UPDATE holds SET rows = X'7b'")
-    assert await ledger.recover() == Recovery(charged=0, released=1, charge=0)
+        connection.exec_driver_sql("UPDATE accounts SET held = 0 WHERE name = 'ann'")
+    with capture_logs() as lines:
+        assert await ledger.recover() == Recovery(charged=0, released=1, charge=0, left=1)
+    assert "stuck" in [line.get("hold") for line in lines]
+    assert await ledger.balance("bob") == Balance(account="bob", balance=1000, held=0)
+    assert audit(database).problems == ("account ann: held is 0, its open holds sum to 100",)
 
 
 KILLED = """

@@ -24,12 +24,13 @@ class Gate:
 async def test_what_queues_up_becomes_one_transaction(database: Database) -> None:
     statements: list[str] = []
 
-    def connect() -> sqlite3.Connection:
-        connection = database.connect()
-        connection.set_trace_callback(statements.append)
-        return connection
+    class Traced(Database):
+        def connect(self) -> sqlite3.Connection:
+            connection = super().connect()
+            connection.set_trace_callback(statements.append)
+            return connection
 
-    writer = Writer(connect)
+    writer = Writer(Traced(database.path))
     writer.start()
     gate = Gate()
     first = writer.submit(gate)
@@ -43,7 +44,7 @@ async def test_what_queues_up_becomes_one_transaction(database: Database) -> Non
 
 
 async def test_a_full_queue_refuses_all_but_the_urgent(database: Database) -> None:
-    writer = Writer(database.connect, capacity=2)
+    writer = Writer(database, capacity=2)
     writer.start()
     gate = Gate()
     first = writer.submit(gate)
@@ -61,7 +62,7 @@ async def test_a_full_queue_refuses_all_but_the_urgent(database: Database) -> No
 
 
 async def test_a_returned_exception_is_delivered_and_the_batch_stands(database: Database) -> None:
-    writer = Writer(database.connect)
+    writer = Writer(database)
     writer.start()
 
     def insert(cursor: sqlite3.Cursor) -> str:
@@ -79,7 +80,7 @@ async def test_a_returned_exception_is_delivered_and_the_batch_stands(database: 
 
 
 async def test_a_dead_writer_answers_everybody_with_unavailable(database: Database) -> None:
-    writer = Writer(database.connect)
+    writer = Writer(database)
     writer.start()
     gate = Gate()
 
@@ -100,4 +101,4 @@ async def test_a_dead_writer_answers_everybody_with_unavailable(database: Databa
 
 
 async def test_closing_before_starting_is_harmless(database: Database) -> None:
-    await Writer(database.connect).close()
+    await Writer(database).close()

@@ -44,6 +44,7 @@ class Child:
         self._process = process
         self._address = address
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._killed_because: str | None = None
         self._listener = asyncio.create_task(self._listen())
 
     @classmethod
@@ -102,6 +103,8 @@ class Child:
 
     def ending(self, *, was_ready: bool, file: str) -> str:
         """How and why it ended, in one line: the first error of a start, the last line of a crash."""
+        if self._killed_because is not None:
+            return self._killed_because
         ending = _exit(self._process.returncode)
         lines = [line for line in self._lines if not _WARNING_LINE.match(line)]
         if not lines:
@@ -110,6 +113,12 @@ class Child:
         # Where models lie is the operator's business: the health page is open to all.
         said = _LOG_PREFIX.sub("", errors[0] if errors else lines[-1]).replace(file, Path(file).name)
         return f"{ending}: {said}"
+
+    def kill(self, because: str) -> None:
+        """End it at once, even if it is stopped; `because` becomes its `ending`."""
+        self._killed_because = because
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
 
     async def end(self, grace_s: float) -> None:
         """Terminate, then kill."""

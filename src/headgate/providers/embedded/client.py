@@ -2,6 +2,9 @@
 
 One connection per exchange: closing it is how a generation is cancelled, and the engine frees its slot within
 milliseconds. Bytes are parsed as they come; what has not been read yet is bounded by pausing the socket.
+
+Nothing here gives up on silence: the engine says nothing at all before the first token of a long prompt. Whether it
+still lives is its supervisor's question, and an engine that is ended ends its exchanges.
 """
 
 import asyncio
@@ -14,8 +17,6 @@ from msgspec import Struct
 HIGH_WATER = 256 * 1024
 MAX_EVENT_BYTES = 1024 * 1024
 MAX_HEADER_BYTES = 16 * 1024
-SILENCE_S = 60.0
-"""The engine writes at least a comment every 10 seconds; this much silence means it is stuck."""
 
 
 class Address(Struct, frozen=True, kw_only=True):
@@ -27,7 +28,7 @@ class Address(Struct, frozen=True, kw_only=True):
 
 
 class EngineGone(Exception):
-    """The engine cannot be reached, broke off, fell silent, or does not speak HTTP."""
+    """The engine cannot be reached, broke off, or does not speak HTTP."""
 
 
 class EngineRefusal(Exception):
@@ -102,8 +103,6 @@ class _Exchange(asyncio.Protocol):
         self._lost: str | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._blocked = False
-        self._heard = loop.time()
-        self._watch = loop.call_later(SILENCE_S, self._check_silence)
 
     # What the caller does.
 
@@ -160,7 +159,6 @@ class _Exchange(asyncio.Protocol):
         return bytes(body)
 
     def close(self) -> None:
-        self._watch.cancel()
         if self._transport is not None:
             self._transport.abort()
 
@@ -175,7 +173,6 @@ class _Exchange(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        self._heard = self._loop.time()
         if not self._status:
             self._header_bytes += len(data)
         try:
@@ -193,7 +190,6 @@ class _Exchange(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         if self._lost is None:
             self._lost = "the engine broke off"
-        self._watch.cancel()
         self._wake()
 
     def pause_writing(self) -> None:
@@ -221,11 +217,3 @@ class _Exchange(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         self._wake()
-
-    def _check_silence(self) -> None:
-        """One timer per exchange, not one per read: reading is the hot path."""
-        left = self._heard + SILENCE_S - self._loop.time()
-        if left > 0:
-            self._watch = self._loop.call_later(left, self._check_silence)
-        else:
-            self._fail(f"the engine has been silent for {SILENCE_S:g} seconds")

@@ -3,7 +3,7 @@
 Started by exec as `python -m headgate.providers.embedded.engine` (a server object does not survive a fork), with
 options that come from the operator's configuration alone. It prints one JSON line on stdout when it is ready, and
 ends on SIGTERM or when its stdin reaches its end: the parent holds the other end, so a parent that dies, however
-it dies, takes its engine along. The socket and its folder go with it.
+it dies, takes its engine along, on Linux even one that is stopped. The socket and its folder go with it.
 
     engine MODEL.gguf --socket FOLDER/engine.sock    listens there
     engine MODEL.gguf                                listens on 127.0.0.1; the key is the first line of stdin
@@ -22,13 +22,15 @@ EXTRA_THREADS = 8
 """HTTP threads beyond two per slot: for tokenizing, templates, and sockets on their way out."""
 
 PING_INTERVAL_S = 10
-"""Silent streams carry a comment this often, so that the parent can tell a slow engine from a stuck one."""
+"""Streams that have begun and fall silent carry a comment this often."""
 
 LOG_ERRORS_AND_WARNINGS = 2
+PR_SET_PDEATHSIG = 1
 
 
 def main() -> NoReturn:
     options = _options()
+    _wake_when_parent_dies(options.socket)
     # The ready line must be alone on stdout, whatever the library prints.
     ready = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -84,6 +86,25 @@ def _serve(options: argparse.Namespace, key: str) -> Any:
     params.sse_ping_interval = PING_INTERVAL_S
     params.verbosity = LOG_ERRORS_AND_WARNINGS
     return xllamacpp.Server(params)
+
+
+def _wake_when_parent_dies(socket: str) -> None:
+    """Have Linux send SIGCONT when the parent dies, so that a stopped engine wakes and sees the end of its stdin.
+
+    Not SIGKILL, which would leave the socket's folder behind.
+    """
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    # The "parent" that counts is the thread that forked. asyncio, and uvloop too, forks in the thread that calls
+    # create_subprocess_exec: the event loop's, which lives as long as the gateway.
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import ctypes  # late: not every Python is built with it
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
+    # It may have died meanwhile. One that died before `getppid` has closed our stdin.
+    if os.getppid() != parent:
+        _leave(socket, 0)
 
 
 def _follow_parent(socket: str) -> None:

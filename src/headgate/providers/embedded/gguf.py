@@ -7,6 +7,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 an
 import mmap
 import os
 import struct
+from functools import lru_cache
 from pathlib import Path
 
 from msgspec import Struct
@@ -15,6 +16,8 @@ MAGIC = b"GGUF"
 MAX_KEYS = 100_000
 MAX_ELEMENTS = 20_000_000
 MAX_KEY_BYTES = 65_535
+MAX_TEXT_BYTES = 1 << 20
+REMEMBERED_FILES = 16
 MAX_CONTEXT = 1 << 28
 MAX_DEPTH = 2
 
@@ -39,6 +42,11 @@ _ELEMENTS_HEADER = struct.Struct("<IQ")
 # Token types that are parsed as special tokens only on request: unknown and control.
 _SPECIAL_TYPES = (2, 3)
 
+_ARCHITECTURE = "general.architecture"
+_CHAT_TEMPLATE = "tokenizer.chat_template"
+_TOKENS = "tokenizer.ggml.tokens"
+_TOKEN_TYPES = "tokenizer.ggml.token_type"
+
 Value = int | float | bool | str
 
 
@@ -54,12 +62,10 @@ class ModelFile(Struct, frozen=True, kw_only=True):
     """A GGUF's metadata. `context_length` in tokens; `specials` are (id, text) of the control tokens;
     `longest_token` is the most UTF-8 bytes of prompt that a single token can stand for (0: unknown)."""
 
-    architecture: str
     context_length: int
     has_chat_template: bool
     bos_id: int | None
     eos_id: int | None
-    vocabulary_size: int
     specials: tuple[tuple[int, str], ...]
     longest_token: int
 
@@ -72,17 +78,27 @@ class ModelFile(Struct, frozen=True, kw_only=True):
 
 
 def read_gguf(path: str | os.PathLike[str]) -> ModelFile:
-    """The model's metadata. BrokenModel when the file is missing, short, not GGUF, or absurd."""
+    """The model's metadata. BrokenModel when the file is missing, short, not GGUF, or absurd.
+
+    Catalogue and provider both ask: a file is read once, and again when it has changed.
+    """
     try:
-        with Path(path).open("rb") as file:
-            if os.fstat(file.fileno()).st_size < _HEADER.size:
-                raise BrokenModel("the model file is too short to be a GGUF file")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return _Reader(content).read()
+        state = Path(path).stat()
+        return _read(os.fspath(path), state.st_ino, state.st_size, state.st_mtime_ns)
     except FileNotFoundError:
         raise BrokenModel("the model file does not exist") from None
     except OSError as error:
         raise BrokenModel(f"the model file cannot be read: {error.strerror}") from None
+
+
+@lru_cache(REMEMBERED_FILES)
+def _read(path: str, *_state: int) -> ModelFile:
+    """Read the file at `path`; the rest is what changes when the file does."""
+    with Path(path).open("rb") as file:
+        if os.fstat(file.fileno()).st_size < _HEADER.size:
+            raise BrokenModel("the model file is too short to be a GGUF file")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _Reader(content).read()
 
 
 class _Reader:
@@ -113,7 +129,7 @@ class _Reader:
         return model
 
     def _model(self) -> ModelFile:
-        architecture = self._values.get("general.architecture")
+        architecture = self._values.get(_ARCHITECTURE)
         if not isinstance(architecture, str) or not architecture:
             raise BrokenModel("the model file does not name its architecture")
         context = self._values.get(f"{architecture}.context_length")
@@ -121,14 +137,12 @@ class _Reader:
             raise BrokenModel(f"the model file gives no usable context length ({context!r})")
         if not self._tokens:
             raise BrokenModel("the model file holds no vocabulary")
-        template = self._values.get("tokenizer.chat_template")
+        template = self._values.get(_CHAT_TEMPLATE)
         return ModelFile(
-            architecture=architecture,
             context_length=context,
             has_chat_template=isinstance(template, str) and bool(template.strip()),
             bos_id=self._token_id("bos"),
             eos_id=self._token_id("eos"),
-            vocabulary_size=len(self._tokens),
             specials=tuple(
                 (index, self._tokens[index].decode("utf-8", "replace"))
                 for index, kind in enumerate(self._token_types[: len(self._tokens)])
@@ -141,7 +155,7 @@ class _Reader:
         """A file that was cut short, as by a broken download, does not reach the beginning of its last tensor."""
         last = 0
         for _ in range(count):
-            self._string()
+            self._skip_string()
             dimensions = self._number(4)
             self._at += 8 * dimensions + 4  # their sizes, and the tensor's type
             last = max(last, self._number(10))
@@ -154,23 +168,28 @@ class _Reader:
 
     def _value(self, key: str, kind: int) -> None:
         if kind == _STRING:
-            self._values[key] = self._string().decode("utf-8", "replace")
+            if key in (_ARCHITECTURE, _CHAT_TEMPLATE):
+                self._values[key] = self._string(MAX_TEXT_BYTES).decode("utf-8", "replace")
+            else:
+                self._skip_string()
         elif kind == _ARRAY:
             self._elements(key)
         else:
             self._values[key] = self._number(kind)
 
     def _elements(self, key: str, depth: int = 1) -> None:
-        """An array: the vocabulary is kept, everything else is stepped over."""
+        """An array: the tokens and their types are kept, all else is stepped over."""
         self._need(_ELEMENTS_HEADER.size)
         kind, count = _ELEMENTS_HEADER.unpack_from(self._content, self._at)
         self._at += _ELEMENTS_HEADER.size
         if count > MAX_ELEMENTS:
             raise BrokenModel(f"the model file claims {count} elements in {key[:100]!r}")
         if kind == _STRING:
-            strings = [self._string() for _ in range(count)]
-            if key == "tokenizer.ggml.tokens":
-                self._tokens = strings
+            if key == _TOKENS:
+                self._tokens = [self._string(MAX_KEY_BYTES) for _ in range(count)]
+            else:
+                for _ in range(count):
+                    self._skip_string()
         elif kind == _ARRAY:
             if depth >= MAX_DEPTH:
                 raise BrokenModel(f"the model file nests arrays too deeply in {key[:100]!r}")
@@ -179,7 +198,7 @@ class _Reader:
         else:
             number = self._layout(kind)
             self._need(number.size * count)
-            if key == "tokenizer.ggml.token_type" and kind in (4, 5):
+            if key == _TOKEN_TYPES and kind in (4, 5):
                 self._token_types = struct.unpack_from(f"<{count}i", self._content, self._at)
             self._at += number.size * count
 
@@ -196,7 +215,14 @@ class _Reader:
             raise BrokenModel(f"the model file holds a value of unknown type {kind}")
         return layout
 
-    def _string(self, most: int | None = None) -> bytes:
+    def _string(self, most: int) -> bytes:
+        start, end = self._skip_string()
+        if end - start > most:
+            raise BrokenModel(f"the model file holds a key, token or text of {end - start} bytes")
+        return self._content[start:end]
+
+    def _skip_string(self) -> tuple[int, int]:
+        """Step over a string; where it begins and ends."""
         if self._at + 8 > self._size:
             raise BrokenModel("the model file ends within its metadata")
         (length,) = _LENGTH.unpack_from(self._content, self._at)
@@ -204,10 +230,8 @@ class _Reader:
         end = start + length
         if end > self._size:
             raise BrokenModel("the model file ends within its metadata")
-        if most is not None and length > most:
-            raise BrokenModel(f"the model file holds a metadata key of {length} bytes")
         self._at = end
-        return self._content[start:end]
+        return start, end
 
     def _need(self, size: int) -> None:
         if self._at + size > self._size:

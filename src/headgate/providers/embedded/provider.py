@@ -31,6 +31,7 @@ TOKENIZING_QUEUE = 4096
 REMEMBERED_PROMPTS = 512
 REMEMBERED_TOKENS = 250_000
 RESTARTING = "The embedded engine stopped; it is being restarted."
+_NOT_UNDERSTOOD = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _PromptKey = tuple[str, Shape, str | None, tuple[Message, ...] | None, bool]
 
@@ -50,19 +51,19 @@ class EmbeddedProvider:
         folder: Path | None = None,
     ) -> None:
         """`folder`: where the sockets' folders are made; default: the system's folder for temporary files."""
-        contexts: dict[str, int] = {}
+        served: dict[str, list[ModelSpec]] = {}
         for spec in specs:
             if spec.provider == self.name and spec.file is not None and spec.broken is None:
-                contexts[spec.file] = max(contexts.get(spec.file, 0), spec.context_window)
+                served.setdefault(spec.file, []).append(spec)
         self._engines: dict[str, _Engine] = {}
         self._broken: dict[str, str] = {}
-        for file, context in contexts.items():
+        for file, models in served.items():
             try:
                 model = read_gguf(file)
             except BrokenModel as error:
                 self._broken[file] = error.reason
             else:
-                self._engines[file] = _Engine(file, model, context, settings, restarts, folder)
+                self._engines[file] = _Engine(file, model, models, settings, restarts, folder)
 
     async def start(self) -> None:
         """Launch the engines without waiting for them."""
@@ -76,7 +77,7 @@ class EmbeddedProvider:
         return self.status()
 
     def status(self) -> tuple[EngineStatus, ...]:
-        """One entry per engine, for health and logs."""
+        """One entry per engine, named by the models it serves."""
         return tuple(engine.status() for engine in self._engines.values())
 
     def unavailable(self, model: ModelSpec) -> str | None:
@@ -123,19 +124,21 @@ class EmbeddedProvider:
 
 
 class _Engine:
-    """One model file: its process, its queue, its tokenizer, and the ids of prompts counted but not yet sent."""
+    """One model file: its process, its queue, its tokenizer, and the ids of the last prompts."""
 
     def __init__(
         self,
         file: str,
         model: ModelFile,
-        context: int,
+        specs: Sequence[ModelSpec],
         settings: EmbeddedSettings,
         restarts: Restarts | None,
         folder: Path | None,
     ) -> None:
+        context = max(spec.context_window for spec in specs)
         self.supervisor = Supervisor(
             file,
+            name=", ".join(spec.name for spec in specs),
             slots=settings.slots,
             threads=settings.threads,
             context=context,
@@ -165,7 +168,7 @@ class _Engine:
             ids = await self._tokenizer.encode(job)
         except EngineGone as gone:
             raise Overloaded(RESTARTING, retry_after=1) from gone
-        except (EngineRefusal, msgspec.MsgspecError) as error:
+        except (EngineRefusal, *_NOT_UNDERSTOOD) as error:
             raise UpstreamFailed("The embedded engine could not tokenize the prompt.") from error
         finally:
             self._tokenizing.leave()
@@ -213,7 +216,7 @@ class _Engine:
             raise UpstreamFailed("The embedded engine stopped before the answer was complete.") from gone
         except EngineRefusal as refusal:
             raise _refused(refusal, job) from refusal
-        except msgspec.MsgspecError as error:
+        except _NOT_UNDERSTOOD as error:
             raise UpstreamFailed("The embedded engine answered with something else.") from error
 
     async def _post(self, path: str, body: bytes, most: int) -> bytes:

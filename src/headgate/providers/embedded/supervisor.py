@@ -1,4 +1,5 @@
-"""Keeps one engine alive: starts it, waits until it is ready, restarts it with growing delays."""
+"""Keeps one engine alive: starts it, waits until it is ready, asks it whether it still answers, restarts it with
+growing delays."""
 
 import asyncio
 import contextlib
@@ -13,8 +14,9 @@ import structlog
 from msgspec import Struct
 
 from headgate.core.errors import Overloaded
+from headgate.providers.embedded import client
 from headgate.providers.embedded.child import Child
-from headgate.providers.embedded.client import Address
+from headgate.providers.embedded.client import Address, EngineGone, EngineRefusal
 
 State = Literal["starting", "up", "down", "failed"]
 
@@ -25,6 +27,7 @@ class Restarts(Struct, frozen=True, kw_only=True):
     """Delays double from `first_s` to `longest_s` and start over once an engine has been up for `stable_s`.
 
     After `attempts` starts in a row that never became ready (within `ready_s`) the engine counts as failed.
+    One that is up is asked something small every `ask_s`, and killed when it has no answer for `silence_s`.
     """
 
     first_s: float = 0.1
@@ -33,10 +36,13 @@ class Restarts(Struct, frozen=True, kw_only=True):
     ready_s: float = 300.0
     attempts: int = 3
     grace_s: float = 3.0
+    ask_s: float = 10.0
+    silence_s: float = 30.0
 
 
 class EngineStatus(Struct, frozen=True, kw_only=True):
-    """For health, metrics and logs. `reason` says why it is not up, or why it was restarted last.
+    """What an engine says of itself. `model` holds the names it serves, `reason` why it is not up, or why it was
+    restarted last.
 
     `running` and `waiting` count requests that generate and that queue for a slot.
     """
@@ -45,18 +51,18 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
     state: State
     reason: str | None = None
     pid: int | None = None
-    restarts: int = 0
     running: int = 0
     waiting: int = 0
 
 
 class Supervisor:
-    """One engine process for one model file. `context` is in tokens per slot."""
+    """One engine process for one model file. `name` is what operators know it by; `context` is in tokens per slot."""
 
     def __init__(
         self,
         file: str,
         *,
+        name: str,
         slots: int,
         threads: int,
         context: int,
@@ -67,7 +73,7 @@ class Supervisor:
         self._arguments = ("--slots", str(slots), "--threads", str(threads), "--context", str(context))
         self._restarts = restarts or Restarts()
         self._folder = folder
-        self._status = EngineStatus(model=Path(file).name, state="starting")
+        self._status = EngineStatus(model=name, state="starting")
         self._address: Address | None = None
         self._decided = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -107,7 +113,12 @@ class Supervisor:
         delay = self._restarts.first_s
         failures = 0
         while True:
-            up_for = await self._run_once()
+            try:
+                up_for = await self._run_once()
+            except Exception:  # whatever it is, it must not leave the model without an engine for good
+                log.exception("engine start failed", model=self._status.model)
+                self._fell("the engine cannot be started: an unexpected error")
+                up_for = None
             if up_for is None:
                 failures += 1
             else:
@@ -115,9 +126,7 @@ class Supervisor:
                 if up_for >= self._restarts.stable_s:
                     delay = self._restarts.first_s
             state: State = "failed" if failures >= self._restarts.attempts else "down"
-            self._status = msgspec.structs.replace(
-                self._status, state=state, pid=None, restarts=self._status.restarts + 1
-            )
+            self._status = msgspec.structs.replace(self._status, state=state, pid=None)
             log.warning(
                 "engine stopped",
                 model=self._status.model,
@@ -135,6 +144,7 @@ class Supervisor:
         began = time.monotonic()
         folder: Path | None = None
         child: Child | None = None
+        watcher: asyncio.Task[None] | None = None
         try:
             folder = Path(tempfile.mkdtemp(prefix="headgate-", dir=self._folder))
             child = await Child.start(self._file, self._arguments, folder)
@@ -148,6 +158,7 @@ class Supervisor:
                 return None
             now = time.monotonic()
             self._rise(child, address, now - began)
+            watcher = asyncio.create_task(self._watch(child, address))
             await child.ended()
             self._fell(child.ending(was_ready=True, file=self._file))
             return time.monotonic() - now
@@ -156,11 +167,37 @@ class Supervisor:
             return None
         finally:
             self._address = None
+            if watcher is not None:
+                watcher.cancel()
             if child is not None:
                 await child.end(self._restarts.grace_s)
             # The engine removes it too, but not after a SIGKILL.
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    async def _watch(self, child: Child, address: Address) -> None:
+        """Kill the engine once it is stuck or stopped. Only here: what clients wait for may take its time."""
+        while True:
+            await asyncio.sleep(self._restarts.ask_s)
+            try:
+                async with asyncio.timeout(self._restarts.silence_s):
+                    await self._answer(address)
+            except TimeoutError:
+                self._address = None
+                child.kill(f"silent for {self._restarts.silence_s:g} seconds")
+                return
+
+    async def _answer(self, address: Address) -> None:
+        """Return once the engine has said anything. It answers this beside its generations."""
+        while True:
+            try:
+                await client.post(address, "/tokenize", b'{"content":""}', 4096)
+            except EngineRefusal:
+                return
+            except EngineGone:  # it may be ending, or have too many connections for the moment
+                await asyncio.sleep(self._restarts.ask_s)
+            else:
+                return
 
     def _rise(self, child: Child, address: Address, took_s: float) -> None:
         self._address = address

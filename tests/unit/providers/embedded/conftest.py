@@ -40,7 +40,6 @@ def build_job(demo: ModelSpec) -> BuildJob:
         return Job(
             request_id=request_id,
             model=model,
-            requested_model=model.name,
             shape="chat" if chat or messages is not None else "completion",
             prompt=prompt,
             messages=messages,

@@ -317,8 +317,67 @@ async def test_killing_the_engine_fails_the_stream_and_then_it_recovers(
         async for _ in stream:
             pass
     assert sent == [True]
-    await until(lambda: provider.status()[0].restarts == 1 and provider.status()[0].state == "up")
+    await until(lambda: provider.status()[0].pid not in (pid, None))
     assert (await text_of(provider, build_job(FRANCE, temperature=0))).startswith(" Paris")
+
+
+async def test_who_waits_for_a_stopped_engine_is_told_and_then_it_is_back(
+    start_provider: StartProvider, build_job: BuildJob
+) -> None:
+    provider = await start_provider(slots=1, restarts=Restarts(first_s=0.01, ask_s=0.05, silence_s=0.5))
+    pid = pid_of(provider)
+    stream = provider.stream(build_job("Once upon", temperature=2.0, max_tokens=480), ignore)
+    await anext(stream)
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(Overloaded, match="being restarted"):
+        await provider.complete(build_job("Not counted yet"), ignore)
+    with pytest.raises(UpstreamFailed, match="embedded engine stopped"):
+        async for _ in stream:
+            pass
+    await until(lambda: provider.status()[0].pid not in (pid, None))
+    assert (await text_of(provider, build_job(FRANCE, temperature=0))).startswith(" Paris")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"nothing like JSON", b'{"content": "\xff"}', b'{"x": ' + b"[" * 5000],
+    ids=["text", "bytes", "deep"],
+)
+async def test_what_the_engine_should_not_say_is_its_failure_not_ours(
+    start_provider: StartProvider, build_job: BuildJob, tmp_path: Path, said: bytes
+) -> None:
+    provider = await start_provider(folder=tmp_path)
+    counted = build_job(FRANCE, request_id="counted")
+    await provider.count_prompt(counted)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        event = b"data: %s\n\n" % said if b"/completion" in head else said
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(event), event))
+        await writer.drain()
+        writer.close()
+
+    (socket,) = sockets_in(tmp_path)
+    socket.unlink()
+    async with await asyncio.start_unix_server(answer, socket):
+        for job in (counted, build_job(" a" * 400)):
+            with pytest.raises(UpstreamFailed):
+                await provider.complete(job, ignore)
+    assert provider.status()[0].running == 0
+
+
+async def test_engines_are_told_apart_by_the_models_they_serve(demo: ModelSpec, tmp_path: Path) -> None:
+    files = [tmp_path / folder / "model.gguf" for folder in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_bytes(demo_model_path().read_bytes())
+    specs = [
+        msgspec.structs.replace(demo, name=name, file=str(file))
+        for name, file in (("one", files[0]), ("two", files[1]), ("three", files[0]))
+    ]
+    statuses = EmbeddedProvider(specs, EmbeddedSettings()).status()
+    assert [status.model for status in statuses] == ["one, three", "two"]
+    assert str(tmp_path) not in str(statuses)
 
 
 async def test_while_the_engine_is_down_calls_are_overloaded_and_nothing_is_sent(
@@ -384,7 +443,7 @@ async def test_logs_tell_of_the_engine_and_never_of_prompts(
         pid = pid_of(provider)
         await text_of(provider, build_job("canary-in-a-prompt"))
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: provider.status()[0].restarts == 1 and provider.status()[0].state == "up")
+        await until(lambda: provider.status()[0].pid not in (pid, None))
     assert [entry["event"] for entry in logs] == ["engine up", "engine stopped", "engine up"]
     assert "SIGKILL" in logs[1]["reason"]
     assert "canary" not in str(logs)

@@ -7,12 +7,15 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
+import structlog
 
 from headgate.config import demo_model_path
 from headgate.core.errors import Overloaded
@@ -20,6 +23,7 @@ from headgate.providers.embedded import client
 from headgate.providers.embedded.supervisor import Restarts, Supervisor
 
 QUICK = Restarts(first_s=0.01, longest_s=0.05)
+IMPATIENT = Restarts(first_s=0.01, longest_s=0.05, ask_s=0.05, silence_s=0.5)
 Supervise = Callable[..., Supervisor]
 
 
@@ -42,7 +46,9 @@ async def supervise() -> AsyncIterator[Supervise]:
             file: Path | str | None = None, *, restarts: Restarts = QUICK, folder: Path | None = None
         ) -> Supervisor:
             path = str(file or demo_model_path())
-            supervisor = Supervisor(path, slots=1, threads=1, context=512, restarts=restarts, folder=folder)
+            supervisor = Supervisor(
+                path, name="demo, mine", slots=1, threads=1, context=512, restarts=restarts, folder=folder
+            )
             stack.push_async_callback(supervisor.aclose)
             supervisor.start()
             return supervisor
@@ -62,7 +68,7 @@ async def test_an_engine_comes_up_small_in_a_private_folder_and_goes_without_a_t
     with pytest.raises(Overloaded):
         supervisor.address()
     status = await supervisor.ready_or_failed(30)
-    assert (status.state, status.model, status.reason) == ("up", "demo.gguf", None)
+    assert (status.state, status.model, status.reason) == ("up", "demo, mine", None)
     assert status.pid is not None
     socket = Path(supervisor.address().path)
     assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
@@ -81,10 +87,55 @@ async def test_a_killed_engine_is_restarted_and_the_reason_kept(supervise: Super
     assert first.pid is not None
     os.kill(first.pid, signal.SIGKILL)
     await until(lambda: supervisor.status().state == "up" and supervisor.status().pid != first.pid)
-    assert supervisor.status().restarts == 1
     assert supervisor.status().reason == "killed by SIGKILL"
     assert b"tokens" in await tokens_of(supervisor)
     assert len(entries(tmp_path)) == 1
+
+
+async def test_a_stopped_engine_is_replaced_without_anyone_asking(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    supervisor = supervise(restarts=IMPATIENT, folder=tmp_path)
+    first = await supervisor.ready_or_failed(30)
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGSTOP)
+    await until(lambda: supervisor.status().state == "up" and supervisor.status().pid != first.pid)
+    assert supervisor.status().reason == "silent for 0.5 seconds"
+    assert not psutil.pid_exists(first.pid)
+    assert b"tokens" in await tokens_of(supervisor)
+    assert len(entries(tmp_path)) == 1
+
+
+async def test_an_engine_whose_socket_is_gone_is_replaced(supervise: Supervise, tmp_path: Path) -> None:
+    supervisor = supervise(restarts=IMPATIENT, folder=tmp_path)
+    first = await supervisor.ready_or_failed(30)
+    for folder in entries(tmp_path):
+        (folder / "engine.sock").unlink()
+    await until(lambda: supervisor.status().state == "up" and supervisor.status().pid != first.pid)
+    assert b"tokens" in await tokens_of(supervisor)
+
+
+async def test_an_engine_that_is_only_busy_is_left_alone(supervise: Supervise) -> None:
+    supervisor = supervise(restarts=Restarts(ask_s=0.05, silence_s=2))
+    first = await supervisor.ready_or_failed(30)
+    body = {"prompt": "Once", "n_predict": 480, "temperature": 2.0, "ignore_eos": True, "stream": True}
+    silences: list[float] = []
+
+    async def generate() -> None:
+        began = time.monotonic()
+        events = client.post_events(
+            supervisor.address(), "/completion", msgspec.json.encode(body), lambda: None
+        )
+        async with aclosing(events):
+            await anext(events)
+            silences.append(time.monotonic() - began)
+            async for _ in events:
+                pass
+
+    # With one slot each waits for those before it, and hears nothing meanwhile.
+    while not silences or max(silences) < 2.5:
+        await asyncio.gather(*(generate() for _ in range(16)))
+    assert supervisor.status() == first
 
 
 async def test_a_file_that_cannot_be_loaded_fails_with_its_reason_but_without_its_path(
@@ -135,6 +186,15 @@ async def test_a_folder_that_cannot_be_made_is_a_reason(supervise: Supervise, tm
     status = await supervise(folder=tmp_path / "missing").ready_or_failed(30)
     assert status.state == "failed"
     assert "cannot be started" in (status.reason or "")
+
+
+async def test_whatever_a_start_raises_is_logged_and_counts_as_a_failed_start(supervise: Supervise) -> None:
+    with structlog.testing.capture_logs() as logs:
+        status = await supervise("no\0file", restarts=Restarts(first_s=0.01, attempts=2)).ready_or_failed(30)
+    assert status.state == "failed"
+    assert "cannot be started" in (status.reason or "")
+    assert [entry["event"] for entry in logs] == ["engine start failed", "engine stopped"] * 2
+    assert logs[0]["exc_info"]
 
 
 async def test_waiting_for_an_engine_ends_at_the_time_limit(supervise: Supervise) -> None:
@@ -190,7 +250,11 @@ async def test_the_engine_is_not_part_of_the_terminals_session(supervise: Superv
 
 
 @pytest.mark.process
-async def test_an_engine_dies_with_its_parent_even_after_kill_9(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stopped",
+    [False, pytest.param(True, marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux only"))],
+)
+async def test_an_engine_dies_with_its_parent_even_after_kill_9(tmp_path: Path, stopped: bool) -> None:
     program = textwrap.dedent(
         f"""
         import asyncio, pathlib
@@ -198,7 +262,8 @@ async def test_an_engine_dies_with_its_parent_even_after_kill_9(tmp_path: Path) 
 
         async def main():
             folder = pathlib.Path({str(tmp_path)!r})
-            supervisor = Supervisor({str(demo_model_path())!r}, slots=1, threads=1, context=512, folder=folder)
+            file = {str(demo_model_path())!r}
+            supervisor = Supervisor(file, name="demo", slots=1, threads=1, context=512, folder=folder)
             supervisor.start()
             print("engine", (await supervisor.ready_or_failed(30)).pid, flush=True)
             await asyncio.sleep(600)
@@ -217,8 +282,14 @@ async def test_an_engine_dies_with_its_parent_even_after_kill_9(tmp_path: Path) 
                 pid = int(line.split()[1])
                 break
         engine = psutil.Process(pid)
+        if stopped:
+            engine.suspend()
         parent.kill()
-        engine.wait(timeout=10)
+        try:
+            engine.wait(timeout=10)
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                engine.kill()
         await until(lambda: not entries(tmp_path))
     finally:
         parent.kill()

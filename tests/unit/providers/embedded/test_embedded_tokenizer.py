@@ -45,7 +45,7 @@ class Engine:
 
 @pytest.fixture
 async def engine() -> AsyncIterator[Engine]:
-    supervisor = Supervisor(str(demo_model_path()), slots=1, threads=1, context=512)
+    supervisor = Supervisor(str(demo_model_path()), name="demo", slots=1, threads=1, context=512)
     supervisor.start()
     try:
         assert (await supervisor.ready_or_failed(30)).state == "up"
@@ -150,12 +150,10 @@ class Scripted:
 
 def model_file(*specials: str) -> ModelFile:
     return ModelFile(
-        architecture="llama",
         context_length=512,
         has_chat_template=True,
         bos_id=0,
         eos_id=0,
-        vocabulary_size=100,
         specials=tuple(enumerate(specials)),
         longest_token=16,
     )
