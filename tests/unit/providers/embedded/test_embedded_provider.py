@@ -301,23 +301,37 @@ async def test_many_more_calls_than_slots_all_get_their_turn(
     assert all(texts)
 
 
+async def broken_off(provider: EmbeddedProvider, job: Job, end: Callable[[int], None]) -> list[bool]:
+    """A stream whose engine is ended after its first tokens: how often it was sent. The next engine is up then.
+
+    An engine that finished before it could be ended proves nothing, so the next one is tried.
+    """
+    for _ in range(20):
+        pid = pid_of(provider)
+        sent: list[bool] = []
+        stream = provider.stream(job, lambda sent=sent: sent.append(True))  # type: ignore[misc]  # bound on purpose
+        first = await anext(stream)
+        assert first[0].text or first[-1].tokens
+        end(pid)
+        broken = False
+        try:
+            async for _ in stream:
+                pass
+        except UpstreamFailed as error:
+            assert "embedded engine stopped" in error.message
+            broken = True
+        await until(lambda pid=pid: provider.status()[0].pid not in (pid, None))  # type: ignore[misc]  # as above
+        if broken:
+            return sent
+    raise AssertionError("the engine was always faster")
+
+
 async def test_killing_the_engine_fails_the_stream_and_then_it_recovers(
     start_provider: StartProvider, build_job: BuildJob
 ) -> None:
     provider = await start_provider(slots=1)
-    pid = pid_of(provider)
-    sent: list[bool] = []
-    stream = provider.stream(
-        build_job("Once upon", temperature=2.0, max_tokens=480), lambda: sent.append(True)
-    )
-    first = await anext(stream)
-    assert first[0].text or first[-1].tokens
-    os.kill(pid, signal.SIGKILL)
-    with pytest.raises(UpstreamFailed, match="embedded engine stopped"):
-        async for _ in stream:
-            pass
-    assert sent == [True]
-    await until(lambda: provider.status()[0].pid not in (pid, None))
+    job = build_job("Once upon", temperature=2.0, max_tokens=480)
+    assert await broken_off(provider, job, lambda pid: os.kill(pid, signal.SIGKILL)) == [True]
     assert (await text_of(provider, build_job(FRANCE, temperature=0))).startswith(" Paris")
 
 
@@ -325,15 +339,12 @@ async def test_who_waits_for_a_stopped_engine_is_told_and_then_it_is_back(
     start_provider: StartProvider, build_job: BuildJob
 ) -> None:
     provider = await start_provider(slots=1, restarts=Restarts(first_s=0.01, ask_s=0.05, silence_s=0.5))
+    job = build_job("Once upon", temperature=2.0, max_tokens=480)
+    assert await broken_off(provider, job, lambda pid: os.kill(pid, signal.SIGSTOP)) == [True]
     pid = pid_of(provider)
-    stream = provider.stream(build_job("Once upon", temperature=2.0, max_tokens=480), ignore)
-    await anext(stream)
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(Overloaded, match="being restarted"):
         await provider.complete(build_job("Not counted yet"), ignore)
-    with pytest.raises(UpstreamFailed, match="embedded engine stopped"):
-        async for _ in stream:
-            pass
     await until(lambda: provider.status()[0].pid not in (pid, None))
     assert (await text_of(provider, build_job(FRANCE, temperature=0))).startswith(" Paris")
 
@@ -453,17 +464,21 @@ async def test_logs_tell_of_the_engine_and_never_of_prompts(
 async def test_closing_ends_every_engine_and_running_streams(
     start_provider: StartProvider, build_job: BuildJob
 ) -> None:
-    provider = await start_provider()
-    pid = pid_of(provider)
-    stream = provider.stream(build_job("Once upon", temperature=2.0, max_tokens=480), ignore)
-    await anext(stream)
-    os.kill(pid, signal.SIGSTOP)
-    async with asyncio.timeout(20):
-        await provider.aclose()
-    assert not psutil.pid_exists(pid)
-    with pytest.raises(UpstreamFailed):
-        async for _ in stream:
-            pass
+    for _ in range(20):  # an engine may have finished before it could be stopped
+        provider = await start_provider()
+        pid = pid_of(provider)
+        stream = provider.stream(build_job("Once upon", temperature=2.0, max_tokens=480), ignore)
+        await anext(stream)
+        os.kill(pid, signal.SIGSTOP)
+        async with asyncio.timeout(20):
+            await provider.aclose()
+        assert not psutil.pid_exists(pid)
+        try:
+            async for _batch in stream:
+                pass
+        except UpstreamFailed:
+            return
+    raise AssertionError("the engine was always faster")
 
 
 def test_it_works_on_uvloop_too(demo: ModelSpec, build_job: BuildJob) -> None:
