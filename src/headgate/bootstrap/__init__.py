@@ -27,7 +27,7 @@ def administration(settings: Settings) -> Iterator[Administration]:
     from headgate.stores.usage import recent_usage
 
     def tokens() -> "Tokens":
-        from headgate.service.tokens import load_tokens
+        from headgate.bootstrap.token_keys import load_tokens
 
         return load_tokens(settings)
 

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 
+from headgate.bootstrap.token_keys import load_tokens
 from headgate.config import Settings, check_apps, demo_model_path, model_spec
 from headgate.core.errors import LedgerUnavailable
 from headgate.core.models import Catalog, ModelSpec
@@ -24,7 +25,6 @@ from headgate.service.margins import MarginRules
 from headgate.service.metrics import Metrics
 from headgate.service.planning import Planner
 from headgate.service.streams import Streams
-from headgate.service.tokens import load_tokens
 from headgate.stores.accounts import SqliteAccounts
 from headgate.stores.credentials import SqliteAccountStore
 from headgate.stores.database import open_database

@@ -14,7 +14,6 @@ from headgate.core.completion import Answer, Chunk, CompletionRequest, Sampling,
 from headgate.core.errors import GatewayError, InvalidRequest, UnknownModel
 from headgate.dialects.base import (
     BearerDialect,
-    Caps,
     ErrorResponse,
     RequestContext,
     decode_body,
@@ -46,12 +45,12 @@ _encoder = msgspec.json.Encoder()
 
 
 class Dify(BearerDialect):
-    """`POST /completion-messages` for all apps. One request is one choice, so `caps` never bite."""
+    """`POST /completion-messages` for all apps. One request is one choice."""
 
     name = "dify"
     ping = b"event: ping\n\n"
 
-    def __init__(self, caps: Caps, apps: Mapping[str, App]) -> None:
+    def __init__(self, apps: Mapping[str, App]) -> None:
         self._apps = apps
         self._templates = {name: PromptTemplate(app) for name, app in apps.items()}
 

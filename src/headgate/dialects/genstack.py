@@ -14,7 +14,7 @@ from headgate.core import money
 from headgate.core.completion import Answer, Chunk, CompletionRequest, Message, Sampling, StreamEnd
 from headgate.core.errors import GatewayError, InsufficientFunds, InvalidRequest
 from headgate.core.money import Credits
-from headgate.dialects.base import Caps, ErrorResponse, RequestContext, decode_body, integer
+from headgate.dialects.base import ErrorResponse, RequestContext, decode_body, integer
 from headgate.dialects.genstack_wire import (
     ROLES,
     AbortedEvent,
@@ -70,12 +70,12 @@ _credential_decoder = msgspec.json.Decoder(WireCredential)
 
 
 class Genstack:
-    """`POST /` (`streams` False) or `POST /stream` (True). One request is one choice, so `caps` never bite."""
+    """`POST /` (`streams` False) or `POST /stream` (True). One request is one choice."""
 
     name = "genstack"
     ping = COMMENT_PING
 
-    def __init__(self, caps: Caps, credits: Credits, *, streams: bool) -> None:
+    def __init__(self, credits: Credits, *, streams: bool) -> None:
         self._credits = credits
         self._streams = streams
         self._endpoint = "/stream" if streams else "/"

@@ -21,7 +21,7 @@ from headgate.core.accounts import (
 from headgate.core.errors import InvalidCredentials, InvalidRequest, NotFound
 from headgate.core.money import NanoUSD
 from headgate.core.ports import Clock
-from headgate.service.keys import KEY_PREFIX, digest
+from headgate.service.keys import KEY_PREFIX, MAX_JTI, digest
 
 if TYPE_CHECKING:  # cryptography is slow to import, and most commands sign nothing
     from headgate.service.tokens import IssuedToken, Tokens
@@ -30,7 +30,6 @@ SHOWN_CHARACTERS = 7
 """Of a key, in lists: enough to tell keys apart, far from enough to guess one."""
 
 RESERVED = frozenset({PLATFORM_ACCOUNT, FUNDING_ACCOUNT})
-MAX_JTI = 255
 
 
 class Accounts(Protocol):

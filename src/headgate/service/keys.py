@@ -1,8 +1,10 @@
-"""API keys: how they look, and what is kept of them."""
+"""API keys and token ids: how they look, and what is kept of them."""
 
 import hashlib
 
 KEY_PREFIX = "hg-"
+MAX_JTI = 255
+"""Characters of a token's id."""
 
 
 def digest(key: str) -> bytes:

@@ -1,28 +1,22 @@
 """JWTs: issued (HS256 only) and verified against the one algorithm and the keys the operator configured."""
 
 import math
-import os
 import secrets
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jwt
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from msgspec import Struct
 
-from headgate.config import ACCOUNT_NAME, Algorithm, ConfigError, Settings
+from headgate.config import ACCOUNT_NAME, Algorithm
 from headgate.core.errors import InvalidCredentials, InvalidRequest
+from headgate.service.keys import MAX_JTI
 
-SECRET_NAME = "jwt.secret"
 MIN_SECRET_BYTES = 32
 MIN_RSA_BITS = 2048
 MAX_TOKEN = 8192
-MAX_JTI = 255
 LAST_SECOND = 253_402_300_799
 """The end of the year 9999; a later `exp` is nonsense and would not fit the database's milliseconds."""
 
@@ -146,65 +140,3 @@ def _check(algorithm: Algorithm, material: bytes | PublicKey) -> None:
             raise ValueError(f"RS256 needs a public RSA key of at least {MIN_RSA_BITS} bits")
     elif not isinstance(material, EllipticCurvePublicKey) or not isinstance(material.curve, SECP256R1):
         raise ValueError("ES256 needs a public key on the curve P-256")
-
-
-def load_tokens(settings: Settings) -> Tokens:
-    """The keys the settings name; for HS256 without one, a secret kept in the data folder. ConfigError."""
-    configured = settings.tokens
-    if configured.algorithm == "HS256" and configured.secret_env:
-        key, where = "secret_env", configured.secret_env
-    elif configured.algorithm == "HS256":
-        key, where = "algorithm", str(settings.data_dir / SECRET_NAME)
-    elif configured.jwks_file:
-        key, where = "jwks_file", configured.jwks_file
-    else:
-        key, where = "public_key_file", configured.public_key_file
-    try:
-        if key == "secret_env":
-            keys = [Key((settings.key(where) or "").encode())]
-        elif key == "algorithm":
-            keys = [Key(stored_secret(Path(where)))]
-        elif key == "jwks_file":
-            keys = _jwks(Path(where).read_text(encoding="utf-8"), configured.algorithm)
-        else:
-            keys = [Key(_public(load_pem_public_key(Path(where).read_bytes())))]
-        return Tokens(configured.algorithm, keys)
-    except (OSError, ValueError, UnsupportedAlgorithm, jwt.PyJWTError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ConfigError(f"{settings.source}: tokens.{key}: {where}: {reason}") from error
-
-
-def _public(key: object) -> PublicKey:
-    if not isinstance(key, RSAPublicKey | EllipticCurvePublicKey):
-        raise ValueError("not a public RSA or EC key")
-    return key
-
-
-def _jwks(text: str, algorithm: Algorithm) -> list[Key]:
-    """The set's keys that verify this algorithm; keys for other purposes are passed over."""
-    return [
-        Key(_public(key.key), key.key_id)
-        for key in jwt.PyJWKSet.from_json(text).keys
-        if key.algorithm_name == algorithm and key.public_key_use in (None, "sig")
-    ]
-
-
-def stored_secret(path: Path) -> bytes:
-    """The generated HS256 secret, made 0600 on first need. Of two processes at once both get the same one."""
-    try:
-        return path.read_bytes().strip()
-    except FileNotFoundError:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_hex(MIN_SECRET_BYTES).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        # A link, not a rename: it appears complete, and it never replaces the one that another process made.
-        os.link(temporary, path)
-    except FileExistsError:
-        pass  # the other's secret counts
-    finally:
-        Path(temporary).unlink()
-    return path.read_bytes().strip()

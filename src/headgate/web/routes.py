@@ -40,8 +40,8 @@ def route_table(settings: Settings, gateway: Gateway, public_url: Callable[[], s
     server = settings.server
     caps = Caps(max_choices=server.max_choices, max_models=server.max_models, max_stops=server.max_stops)
     credits = Credits(settings.credit_usd)
-    openai, thiggle, dify = OpenAICompletions(caps), Thiggle(caps), Dify(caps, settings.apps)
-    genstack, genstack_stream = Genstack(caps, credits, streams=False), Genstack(caps, credits, streams=True)
+    openai, thiggle, dify = OpenAICompletions(caps), Thiggle(caps), Dify(settings.apps)
+    genstack, genstack_stream = Genstack(credits, streams=False), Genstack(credits, streams=True)
     endpoint = partial(
         CompletionEndpoint,
         gateway=gateway,

@@ -32,7 +32,7 @@ from headgate.core.errors import (
 )
 from headgate.core.models import ModelSpec
 from headgate.core.money import FemtoUSD, MarginPPM, NanoUSD
-from headgate.dialects.base import Caps, MalformedBody, RequestContext
+from headgate.dialects.base import MalformedBody, RequestContext
 from headgate.dialects.dify import STOP_DONE, Dify, stream_id_of, task_id_of
 from headgate.dialects.dify_errors import ERRORS
 
@@ -46,7 +46,7 @@ STORY = App(
     max_tokens=64,
     stop=("END",),
 )
-DIFY = Dify(Caps(), {app.name: app for app in (DEFAULT_APP, STORY)})
+DIFY = Dify({app.name: app for app in (DEFAULT_APP, STORY)})
 MESSAGE_ID = "9da23599-e713-473b-982c-4328d4f5c78a"
 TASK_ID = "900bbd43-dc0b-4383-a372-aa6e6c414227"
 CREATED = 1_705_407_629

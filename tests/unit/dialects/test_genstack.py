@@ -34,11 +34,11 @@ from headgate.core.errors import (
 )
 from headgate.core.models import ModelSpec
 from headgate.core.money import Credits, FemtoUSD, MarginPPM, NanoUSD
-from headgate.dialects.base import Caps, MalformedBody, RequestContext
+from headgate.dialects.base import MalformedBody, RequestContext
 from headgate.dialects.genstack import ERRORS, SHUTDOWN_DONE, Genstack, render_health
 
-BLOCKING = Genstack(Caps(), Credits(Decimal("0.0001")), streams=False)
-STREAMING = Genstack(Caps(), Credits(Decimal("0.0001")), streams=True)
+BLOCKING = Genstack(Credits(Decimal("0.0001")), streams=False)
+STREAMING = Genstack(Credits(Decimal("0.0001")), streams=True)
 CONTEXT = RequestContext(
     principal=Principal(account="ada", key_id="t1", token=True),
     request_id="req-1",

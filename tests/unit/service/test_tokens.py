@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from msgspec import structs
 
+from headgate.bootstrap.token_keys import load_tokens, stored_secret
 from headgate.config import ConfigError, Settings, TokenSettings, load
 from headgate.core.errors import InvalidCredentials, InvalidRequest
-from headgate.service.tokens import Claims, Key, Tokens, load_tokens, stored_secret
+from headgate.service.tokens import Claims, Key, Tokens
 
 SECRET = b"s" * 32
 NOW = 1_800_000_000.0
@@ -281,7 +282,7 @@ def test_an_emptied_secret_file_stops_the_start(configured: Settings) -> None:
 
 def test_processes_that_need_the_secret_at_once_get_the_same(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from headgate.service.tokens import stored_secret; sys.stdin.read();"
+        "import sys, pathlib; from headgate.bootstrap.token_keys import stored_secret; sys.stdin.read();"
         "print(stored_secret(pathlib.Path(sys.argv[1])).decode())"
     )
     path = tmp_path / "data" / "jwt.secret"
