@@ -16,6 +16,8 @@ Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "content_filter", "error", "timeout"]
 UsageSource = Literal["provider", "tokenizer", "estimate"]
 Shape = Literal["completion", "chat"]
+Prompt = str | tuple[int, ...]
+"""A text, or token ids of the model it goes to."""
 
 
 class Message(Struct, frozen=True, kw_only=True, gc=False):
@@ -32,6 +34,16 @@ class Sampling(Struct, frozen=True, kw_only=True, gc=False):
     frequency_penalty: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+class ResponseFormat(Struct, frozen=True, kw_only=True):
+    """What a chat answer must look like: any JSON object, or JSON of this schema (as JSON text)."""
+
+    kind: Literal["json_object", "json_schema"]
+    schema: bytes | None = None
+    name: str | None = None
+    strict: bool | None = None
 
 
 class CompletionRequest(Struct, frozen=True, kw_only=True):
@@ -40,7 +52,10 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
     Exactly one of `prompts` and `messages` is set. `plain` prompts hold words of end users: special tokens
     written in them stay text. `chat_first`: a model that can chat gets the prompt as one user message even if
     it could complete it raw. `max_tokens` None: `default_max_tokens`, else all the model and context allow.
-    `partial_failure`: one failed model of several does not fail the request. `answer_id` is a UUID, `stream_id`
+    `partial_failure`: one failed model of several does not fail the request. `best_of` candidates are generated
+    per prompt and the best `n` of them answered (None: just the n). `logprobs`: how many alternatives to each token
+    (0: only the token's own log probability; None: none at all). `echo`: the prompt comes first in each choice's
+    text, with scores where `logprobs` are asked for. `suffix`: what follows the text to be filled in. `answer_id` is a UUID, `stream_id`
     128 random bits in hex, `created` Unix seconds. `max_tokens_param` is what this dialect calls `max_tokens`.
     """
 
@@ -50,11 +65,16 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
     created: int
     dialect: str
     models: tuple[str, ...]
-    prompts: tuple[str, ...] | None = None
+    prompts: tuple[Prompt, ...] | None = None
     messages: tuple[Message, ...] | None = None
     plain: bool = False
     chat_first: bool = False
     n: int = 1
+    best_of: int | None = None
+    logprobs: int | None = None
+    echo: bool = False
+    suffix: str | None = None
+    response_format: ResponseFormat | None = None
     max_tokens: int | None = None
     default_max_tokens: int | None = None
     max_tokens_param: str = "max_tokens"
@@ -72,21 +92,34 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
 class Job(Struct, frozen=True, kw_only=True):
     """One call to a provider: one prompt or one conversation, `n` choices.
 
-    The choices it yields are numbered from 0; `first_index` places them in the answer. `counts_prompt` is
-    False for further calls whose prompt the provider does not bill again.
+    The choices it yields are numbered from 0; `first_index` places them in the answer. `prompt_index` says which of
+    the request's prompts it answers. `best_of`: the provider itself chooses the n choices from so many candidates.
+    `counts_prompt` is False for further calls whose prompt the provider does not bill again. `logprobs`, `echo` and
+    `suffix` as in CompletionRequest.
     """
 
     request_id: str
     model: ModelSpec
     shape: Shape
-    prompt: str | None = None
+    prompt: Prompt | None = None
     messages: tuple[Message, ...] | None = None
     plain: bool = False
     n: int = 1
+    best_of: int | None = None
     max_tokens: int
     sampling: Sampling
+    logprobs: int | None = None
+    echo: bool = False
+    suffix: str | None = None
+    response_format: ResponseFormat | None = None
     first_index: int = 0
+    prompt_index: int = 0
     counts_prompt: bool = True
+
+    @property
+    def candidates(self) -> int:
+        """How many choices the provider generates, and bills."""
+        return self.best_of or self.n
 
 
 class Usage(Struct, frozen=True, kw_only=True, gc=False):
@@ -102,12 +135,27 @@ class Usage(Struct, frozen=True, kw_only=True, gc=False):
         return self.prompt_tokens + self.completion_tokens
 
 
+class TokenLogprob(Struct, frozen=True, gc=False):
+    """One token of a choice, or of its echoed prompt.
+
+    `data` are its bytes in the text: part of a character perhaps, none for an end token (`end`). `logprob` is
+    natural, before sampling; None for a prompt's first token. `top` are the most likely tokens in its place, as
+    (bytes, logprob), best first, as many as were asked for; None beside a prompt's first token.
+    """
+
+    data: bytes
+    logprob: float | None
+    top: tuple[tuple[bytes, float], ...] | None = ()
+    end: bool = False
+
+
 class Chunk(Struct, frozen=True, gc=False):
     """A piece of one choice.
 
     `tokens` is how many tokens the provider says this piece holds (None: it does not say). `usage` comes once
     per job, usually with the last chunk; a chunk that carries only usage has index -1. `error` says why this
-    choice alone failed (several models).
+    choice alone failed (several models). `logprobs` are those of the tokens in this piece, where they were asked for.
+    `echoed`: this is the prompt, not something generated.
     """
 
     index: int
@@ -116,14 +164,17 @@ class Chunk(Struct, frozen=True, gc=False):
     usage: Usage | None = None
     tokens: int | None = None
     error: GatewayError | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    echoed: bool = False
 
 
 class Choice(Struct, frozen=True, kw_only=True, gc=False):
-    """One finished choice. `error` is set where only this choice failed (several models)."""
+    """One finished choice. `text` and `logprobs` begin with the prompt where it was echoed."""
 
     index: int
     text: str
     finish_reason: FinishReason | None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Completion(Struct, frozen=True, kw_only=True):

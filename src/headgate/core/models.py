@@ -17,6 +17,7 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
 
     Limits are in tokens; `input_rate`, `cached_rate` and `output_rate` in femto-USD per token. `takes_n`: one
     upstream call answers n choices. `bills_prompt_per_call`: each further call bills its prompt again.
+    `logprobs`: it can give log probabilities. `constrains`: it can hold any output to a JSON schema, not only a chat's.
     `file` is the GGUF of an embedded model. `broken` says why the row cannot work (a broken file).
     """
 
@@ -37,6 +38,8 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     margin: MarginPPM | None = None
     takes_n: bool = True
     bills_prompt_per_call: bool = True
+    logprobs: bool = True
+    constrains: bool = False
     file: str | None = None
     broken: str | None = None
 
@@ -51,6 +54,18 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     @property
     def completes(self) -> bool:
         return self.mode != "chat"
+
+
+class TokenizerInfo(Struct, frozen=True, kw_only=True):
+    """What a model's tokenizer says of itself. Tokens as text; None where the model has no such token."""
+
+    vocabulary_size: int
+    context_window: int
+    start_token: str | None
+    start_token_id: int | None
+    end_token: str | None
+    end_token_id: int | None
+    adds_start_token: bool
 
 
 class Catalog:

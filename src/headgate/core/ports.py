@@ -5,7 +5,7 @@ from typing import Protocol
 
 from headgate.core.accounts import Balance, Hold, KeyRecord, Settlement, UsageRow
 from headgate.core.completion import Chunk, Completion, Job
-from headgate.core.models import ModelSpec
+from headgate.core.models import ModelSpec, TokenizerInfo
 
 
 class Clock(Protocol):
@@ -18,24 +18,52 @@ class Clock(Protocol):
         ...
 
 
+class Tokenizer(Protocol):
+    """A model's tokenizer, for clients that ask for it by itself.
+
+    Errors: InvalidRequest (ids outside the vocabulary, a text too long), Overloaded, UpstreamError.
+    """
+
+    async def tokenize(
+        self, model: ModelSpec, text: str, *, add_special: bool, parse_special: bool
+    ) -> tuple[int, ...]:
+        """The text's token ids; `add_special`: with the start token where the model wants one; `parse_special`:
+        special tokens written in the text become themselves."""
+        ...
+
+    async def detokenize(self, model: ModelSpec, ids: Sequence[int]) -> str:
+        """The ids' text, special tokens as written; half characters become U+FFFD."""
+        ...
+
+    async def describe_tokenizer(self, model: ModelSpec) -> TokenizerInfo: ...
+
+
 class Provider(Protocol):
     """How the core speaks to an upstream.
 
     `on_sent` is called once, when the request has left for the upstream: from then on its prompt is owed.
     Before that nothing is. Cancelling a call closes its upstream connection. Errors: UpstreamError, Overloaded,
     ModelUnavailable, and InvalidRequest for what this upstream cannot do.
+
+    A job with `echo` has its prompt first in every choice: as an `echoed` chunk from `stream`, within the choice from
+    `complete`. Where the job asks for `logprobs`, every choice has them, in the same pieces either way.
     """
 
     name: str
     stream_only: bool
     """True where `complete` has no cheaper way than collecting `stream`; the service then streams always."""
+    tokenizer: Tokenizer | None
+    """None where no tokenizer is at hand."""
 
     def unavailable(self, model: ModelSpec) -> str | None:
         """Why the model cannot be called at all (no key, broken file), or None."""
         ...
 
     async def count_prompt(self, job: Job) -> int | None:
-        """Exact prompt tokens of the job, or None where no tokenizer is at hand."""
+        """Exact prompt tokens of the job, or None where no tokenizer is at hand.
+
+        Called before anything is held: what this provider can refuse by looking, it refuses here (InvalidRequest).
+        """
         ...
 
     async def complete(self, job: Job, on_sent: Callable[[], None]) -> Completion: ...
