@@ -12,7 +12,7 @@ from tests.support.memory_ledger import MemoryLedger
 
 from headgate.config import LimitSettings, Margins
 from headgate.core.accounts import App, Developer, Principal
-from headgate.core.completion import Answer, Chunk, CompletionRequest, Message, StreamEnd
+from headgate.core.completion import Answer, Chunk, CompletionRequest, Message, Prompt, StreamEnd
 from headgate.core.models import Catalog, ModelSpec
 from headgate.core.money import MarginPPM
 from headgate.core.ports import Ledger, Provider
@@ -39,7 +39,7 @@ def spec(name: str = "fast", provider: str = "fake", **fields: Any) -> ModelSpec
     return model(name=name, provider=provider, **fields)
 
 
-def request(*prompts: str, **fields: Any) -> CompletionRequest:
+def request(*prompts: Prompt, **fields: Any) -> CompletionRequest:
     """A request for "fast"; without prompts "say hello"."""
     number = next(_numbers)
     given: dict[str, Any] = {

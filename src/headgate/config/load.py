@@ -148,6 +148,7 @@ def model_spec(row: ModelSettings, kind: ProviderKind) -> ModelSpec:
         cached_rate=input_rate if cached is None else money.rate(money.decimal(cached)),
         output_rate=money.rate(money.decimal(row.output_price or "0")),
         vision=row.vision,
+        logprobs=kind == "openai" if row.logprobs is None else row.logprobs,
         aliases=row.aliases,
         fallbacks=row.fallbacks,
         margin=None

@@ -16,6 +16,7 @@ ACCOUNT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 ProviderKind = Literal["openai", "anthropic", "cohere", "embedded"]
 Algorithm = Literal["HS256", "RS256", "ES256"]
+Precision = Literal["auto", "stored", "float32"]
 BUILT_KINDS = ("openai", "embedded")
 
 
@@ -35,6 +36,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_choices: int = 128
     max_models: int = 16
     max_stops: int = 4
+    open_tokenizer: bool = False
 
 
 class TokenSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,11 +55,16 @@ class BillingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class EmbeddedSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The embedded engine: parallel slots and threads per model, and how many requests may wait."""
+    """The embedded engine: parallel slots and threads per model, and how many requests may wait.
+
+    `precision` "float32" computes with the weights as 32-bit floats, so that log probabilities are exact to 1e-5, at
+    four times the memory; "stored" as the file has them; "auto": float32 for files of at most 16 MiB.
+    """
 
     slots: int = 4
     threads: int = 1
     max_queue: int = 256
+    precision: Precision = "auto"
 
 
 class LimitSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,6 +104,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     output_price: str | None = None
     gross_margin_percent: str | None = None
     vision: bool = False
+    logprobs: bool | None = None
     aliases: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()
     path: str | None = None

@@ -55,8 +55,9 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
     `partial_failure`: one failed model of several does not fail the request. `best_of` candidates are generated
     per prompt and the best `n` of them answered (None: just the n). `logprobs`: how many alternatives to each token
     (0: only the token's own log probability; None: none at all). `echo`: the prompt comes first in each choice's
-    text, with scores where `logprobs` are asked for. `suffix`: what follows the text to be filled in. `answer_id` is a UUID, `stream_id`
-    128 random bits in hex, `created` Unix seconds. `max_tokens_param` is what this dialect calls `max_tokens`.
+    text, with scores where `logprobs` are asked for. `suffix`: what follows the text to be filled in.
+    `answer_id` is a UUID, `stream_id` 128 random bits in hex, `created` Unix seconds. `max_tokens_param` is what this
+    dialect calls `max_tokens`.
     """
 
     request_id: str

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from functools import partial
 
 import structlog
+from msgspec import structs
 
 from headgate.core.accounts import Hold, Principal, Settlement
 from headgate.core.completion import (
@@ -19,6 +20,7 @@ from headgate.core.completion import (
     Completion,
     CompletionRequest,
     FinishReason,
+    Job,
     ModelAnswer,
     StreamEnd,
 )
@@ -163,8 +165,8 @@ class Completions:
 
     async def _call_job(self, plan: Plan, model: ModelMeter, meter: JobMeter, running: Running) -> None:
         job, provider = meter.planned.job, model.planned.provider
-        if job.max_tokens == 0:
-            await self._hand_on(_nothing(job.n), meter, running)
+        if (nothing := _nothing(job)) is not None:
+            await self._hand_on(nothing, meter, running)
         elif plan.request.stream or provider.stream_only:
             async with aclosing(provider.stream(job, meter.mark_sent)) as chunks:
                 async for batch in chunks:
@@ -207,7 +209,7 @@ class Completions:
                     model=model.planned.requested,
                     provider=model.planned.spec.provider,
                     spec=model.planned.spec,
-                    choices=model.choices() if model.failure is None else (),
+                    choices=model.choices(plan.request.n) if model.failure is None else (),
                     charge=charge,
                     elapsed_s=model.elapsed_s,
                     created=now,
@@ -296,16 +298,23 @@ def _failed_chunk(model: ModelMeter, error: GatewayError) -> Chunk:
     return Chunk(model.planned.first_index, finish_reason=reason, error=error)
 
 
-def _nothing(n: int) -> list[Chunk]:
-    """The choices of a request for no tokens."""
-    return [Chunk(index, finish_reason="length", tokens=0) for index in range(n)]
+def _nothing(job: Job) -> list[Chunk] | None:
+    """The whole answer to a job for no tokens, which needs no provider unless a prompt is to be scored or decoded."""
+    if job.max_tokens:
+        return None
+    text, logprobs = "", None if job.logprobs is None else ()
+    if job.echo:
+        if logprobs is not None or not isinstance(job.prompt, str):
+            return None
+        text = job.prompt
+    return [Chunk(index, text, "length", tokens=0, logprobs=logprobs, echoed=True) for index in range(job.n)]
 
 
 def _placed(chunk: Chunk, first: int) -> Chunk:
     """The chunk with its choice's place in the whole answer."""
     if chunk.index < 0:
         return chunk
-    return Chunk(chunk.index + first, chunk.text, chunk.finish_reason, chunk.usage, chunk.tokens, chunk.error)
+    return structs.replace(chunk, index=chunk.index + first)
 
 
 def _serving(plan: Plan) -> str:

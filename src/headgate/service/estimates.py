@@ -1,5 +1,7 @@
 """Token counts where no tokenizer is at hand: a floor, a ceiling and a likely value, from UTF-8 bytes.
 
+A prompt of token ids has as many tokens as ids, and perhaps a start token.
+
 Byte-pair vocabularies hold every byte, so a text never has more tokens than bytes. Typical text has a token per
 four bytes; the longest tokens in common vocabularies (runs of blanks) are far longer, so the floor is cautious.
 """
@@ -14,17 +16,17 @@ TOKENS_PER_MESSAGE = 16
 
 def at_most(job: Job) -> int:
     """An upper bound of the prompt's tokens."""
-    return _bytes(job) + TOKENS_PER_MESSAGE * _messages(job)
+    return _ids(job) + _bytes(job) + TOKENS_PER_MESSAGE * _messages(job) + (1 if _ids(job) else 0)
 
 
 def at_least(job: Job) -> int:
     """A lower bound of the prompt's tokens."""
-    return _bytes(job) // CAUTIOUS_BYTES_PER_TOKEN
+    return _ids(job) + _bytes(job) // CAUTIOUS_BYTES_PER_TOKEN
 
 
 def likely(job: Job) -> int:
     """What the prompt probably comes to."""
-    return -(-_bytes(job) // BYTES_PER_TOKEN) + 4 * _messages(job)
+    return _ids(job) - (-_bytes(job) // BYTES_PER_TOKEN) + 4 * _messages(job)
 
 
 def likely_in_text(size: int) -> int:
@@ -41,4 +43,10 @@ def _messages(job: Job) -> int:
 def _bytes(job: Job) -> int:
     if job.messages is not None:
         return sum(len(message.content.encode()) for message in job.messages)
-    return len((job.prompt or "").encode())
+    prompt = job.prompt if isinstance(job.prompt, str) else ""
+    schema = job.response_format.schema if job.response_format is not None else None
+    return len(prompt.encode()) + len((job.suffix or "").encode()) + len(schema or b"")
+
+
+def _ids(job: Job) -> int:
+    return len(job.prompt) if isinstance(job.prompt, tuple) else 0

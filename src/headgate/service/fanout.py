@@ -1,35 +1,31 @@
-"""Models x prompts x n -> jobs.
+"""Models x prompts x candidates -> jobs, and back to choices.
 
 One job is one call to a provider. Choices are numbered models first, then prompts, then n, so
-`index = prompt * n + j` within a model.
+`index = prompt * n + j` within a model. Where more candidates than n are asked for (`best_of`), a provider that can
+chooses itself; else each prompt's candidates are generated here, and the best n of them kept.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
+from msgspec import Struct
 
-from headgate.core.completion import CompletionRequest, Job, Message, Sampling, Shape
+from headgate.core.completion import Choice, CompletionRequest, Job, Prompt, Sampling
 from headgate.core.models import ModelSpec
+from headgate.service.mapping import shape_for, transcript
 
 
-def shape_for(request: CompletionRequest, spec: ModelSpec) -> Shape:
-    """How the model is spoken to: conversations chat where it can; prompts complete where it can."""
-    wants_chat = request.messages is not None or request.chat_first
-    if wants_chat:
-        return "chat" if spec.chats else "completion"
-    return "completion" if spec.completes else "chat"
+class Candidate(Struct, frozen=True, gc=False):
+    """A finished choice and the mean log probability of what was generated of it (None: not known)."""
 
-
-def transcript(messages: tuple[Message, ...]) -> str:
-    """A conversation as text, for models that only complete."""
-    lines = [f"{message.role.capitalize()}: {message.content}" for message in messages]
-    return "\n".join([*lines, "Assistant:"])
+    choice: Choice
+    score: float | None
 
 
 def jobs_for(request: CompletionRequest, spec: ModelSpec, first_index: int) -> Iterator[Job]:
     """The jobs of one model, in order of their choices. `max_tokens` is still open (0); see planning."""
     shape = shape_for(request, spec)
-    prompts: tuple[str | None, ...]
+    prompts: tuple[Prompt | None, ...]
     messages = request.messages
     plain = request.plain
     if messages is not None:
@@ -39,9 +35,13 @@ def jobs_for(request: CompletionRequest, spec: ModelSpec, first_index: int) -> I
             prompts, messages, plain = (transcript(messages),), None, True
     else:
         prompts = request.prompts or ()
-    calls = 1 if spec.takes_n else request.n
+    wanted = request.best_of or request.n
+    chooses = spec.takes_n and shape == "completion"
+    logprobs = request.logprobs
+    if request.best_of is not None and not chooses and logprobs is None:
+        logprobs = 0  # to choose by
     for prompt_index, prompt in enumerate(prompts):
-        for call in range(calls):
+        for call in range(1 if spec.takes_n else wanted):
             yield Job(
                 request_id=request.request_id,
                 model=spec,
@@ -49,12 +49,39 @@ def jobs_for(request: CompletionRequest, spec: ModelSpec, first_index: int) -> I
                 prompt=prompt,
                 messages=messages,
                 plain=plain or (shape == "chat" and prompt is not None),
-                n=request.n if spec.takes_n else 1,
+                n=(request.n if chooses else wanted) if spec.takes_n else 1,
+                best_of=request.best_of if chooses else None,
                 max_tokens=0,
                 sampling=_nth_seed(request.sampling, call),
+                logprobs=logprobs,
+                echo=request.echo,
+                suffix=request.suffix,
+                response_format=request.response_format,
                 first_index=first_index + prompt_index * request.n + call,
+                prompt_index=prompt_index,
                 counts_prompt=call == 0 or spec.bills_prompt_per_call,
             )
+
+
+def choose(prompts: Sequence[Sequence[Candidate]], n: int, first_index: int) -> tuple[Choice, ...]:
+    """The best `n` candidates of each prompt, better first where there are more than n, numbered in order.
+
+    Those whose score is not known come last; equally good ones keep their order.
+    """
+    chosen: list[Choice] = []
+    for candidates in prompts:
+        ranked = candidates
+        if len(candidates) > n:
+            ranked = sorted(candidates, key=_badness)[:n]
+        chosen += (candidate.choice for candidate in ranked)
+    return tuple(
+        choice if choice.index == index else msgspec.structs.replace(choice, index=index)
+        for index, choice in enumerate(chosen, first_index)
+    )
+
+
+def _badness(candidate: Candidate) -> float:
+    return float("inf") if candidate.score is None else -candidate.score
 
 
 def _nth_seed(sampling: Sampling, call: int) -> Sampling:

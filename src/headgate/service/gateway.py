@@ -17,6 +17,7 @@ from headgate.service.identity import Identity
 from headgate.service.ids import Ids
 from headgate.service.metrics import Metrics
 from headgate.service.streams import Streams
+from headgate.service.tokenizing import Tokenizing
 
 log = structlog.get_logger("headgate.gateway")
 
@@ -58,6 +59,7 @@ class Gateway:
         self.ledger = ledger
         self.catalog = catalog
         self.providers = providers
+        self.tokenizing = Tokenizing(catalog, providers)
         self.metrics = metrics
         self.clock = clock
         self.ids = ids

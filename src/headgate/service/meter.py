@@ -5,10 +5,19 @@ The provider's own figures win, a reported zero included; then exact tokens; the
 
 from collections.abc import Sequence
 
-from headgate.core.completion import Choice, Chunk, Completion, FinishReason, Usage, UsageSource
+from headgate.core.completion import (
+    Choice,
+    Chunk,
+    Completion,
+    FinishReason,
+    TokenLogprob,
+    Usage,
+    UsageSource,
+)
 from headgate.core.errors import GatewayError
 from headgate.core.money import FemtoUSD
 from headgate.service.estimates import likely_in_text
+from headgate.service.fanout import Candidate, choose
 from headgate.service.planning import PlannedJob, PlannedModel
 
 
@@ -17,7 +26,9 @@ class JobMeter:
 
     __slots__ = (
         "_bytes",
+        "_echoed",
         "_finish",
+        "_logprobs",
         "_pieces",
         "_tokens",
         "_tokens_known",
@@ -34,6 +45,8 @@ class JobMeter:
         self._pieces: list[list[str]] = [[] for _ in range(planned.job.n)]
         self._bytes = [0] * planned.job.n
         self._finish: list[FinishReason | None] = [None] * planned.job.n
+        self._logprobs: list[list[TokenLogprob]] = [[] for _ in range(planned.job.n)]
+        self._echoed = [0] * planned.job.n
         self._tokens = 0
         self._tokens_known = True
         self._usage: Usage | None = None
@@ -51,7 +64,13 @@ class JobMeter:
             index = chunk.index
             if index < 0:
                 continue
-            if chunk.text:
+            if chunk.logprobs is not None:
+                self._logprobs[index] += chunk.logprobs
+                if chunk.echoed:
+                    self._echoed[index] += len(chunk.logprobs)
+            if chunk.echoed:
+                self._pieces[index].append(chunk.text)
+            elif chunk.text:
                 self._pieces[index].append(chunk.text)
                 self._bytes[index] += len(chunk.text.encode())
                 if chunk.tokens is None:
@@ -64,10 +83,13 @@ class JobMeter:
     def complete(self, completion: Completion) -> None:
         self._usage = completion.usage
         self._tokens_known = False
+        job = self.planned.job
+        echoed = len(job.prompt.encode()) if job.echo and isinstance(job.prompt, str) else 0
         for choice in completion.choices:
             self._pieces[choice.index] = [choice.text]
-            self._bytes[choice.index] = len(choice.text.encode())
+            self._bytes[choice.index] = max(0, len(choice.text.encode()) - echoed)
             self._finish[choice.index] = choice.finish_reason
+            self._logprobs[choice.index] = list(choice.logprobs or ())
 
     @property
     def produced(self) -> bool:
@@ -76,9 +98,21 @@ class JobMeter:
 
     def choices(self) -> list[Choice]:
         first = self.planned.job.first_index
+        asked = self.planned.job.logprobs is not None
         return [
-            Choice(index=first + index, text="".join(pieces), finish_reason=self._finish[index])
+            Choice(
+                index=first + index,
+                text="".join(pieces),
+                finish_reason=self._finish[index],
+                logprobs=tuple(self._logprobs[index]) if asked else None,
+            )
             for index, pieces in enumerate(self._pieces)
+        ]
+
+    def candidates(self) -> list[Candidate]:
+        return [
+            Candidate(choice, _mean(self._logprobs[index][self._echoed[index] :]))
+            for index, choice in enumerate(self.choices())
         ]
 
     def usage(self) -> Usage:
@@ -121,10 +155,14 @@ class ModelMeter:
         """True once the provider was asked at least once."""
         return any(job.sent for job in self.jobs)
 
-    def choices(self) -> tuple[Choice, ...]:
-        if len(self.jobs) == 1:
+    def choices(self, n: int) -> tuple[Choice, ...]:
+        """The answer's choices: `n` for each prompt, the best of the candidates where there are more."""
+        if len(self.jobs) == 1 and self.jobs[0].planned.job.n == n:
             return tuple(self.jobs[0].choices())
-        return tuple(sorted((c for job in self.jobs for c in job.choices()), key=lambda choice: choice.index))
+        prompts: dict[int, list[Candidate]] = {}
+        for job in self.jobs:
+            prompts.setdefault(job.planned.job.prompt_index, []).extend(job.candidates())
+        return choose(list(prompts.values()), n, self.planned.first_index)
 
     def usage(self) -> Usage:
         if len(self.jobs) == 1:
@@ -153,6 +191,11 @@ class ModelMeter:
             FemtoUSD(fresh * spec.input_rate + usage.cached_tokens * spec.cached_rate),
             FemtoUSD(usage.completion_tokens * spec.output_rate),
         )
+
+
+def _mean(entries: Sequence[TokenLogprob]) -> float | None:
+    known = [entry.logprob for entry in entries if entry.logprob is not None]
+    return sum(known) / len(known) if known else None
 
 
 class Meter:

@@ -9,13 +9,14 @@ import msgspec
 from msgspec import Struct
 
 from headgate.core.accounts import Developer, Principal
-from headgate.core.completion import CompletionRequest, Job
+from headgate.core.completion import CompletionRequest, Job, Prompt
 from headgate.core.errors import GatewayError, InvalidRequest, ModelUnavailable
 from headgate.core.models import Catalog, ModelSpec
 from headgate.core.money import FemtoUSD, MarginPPM, NanoUSD, price_of
 from headgate.core.ports import Provider
 from headgate.service.estimates import at_least, at_most, likely
 from headgate.service.fanout import jobs_for
+from headgate.service.mapping import check_mapping
 from headgate.service.margins import MarginRules
 
 MAX_USER = 512
@@ -77,6 +78,7 @@ class Planner:
         specs = [self._catalog.resolve(name) for name in request.models]
         for spec in specs:
             check_fields(request, spec)
+            check_mapping(request, spec)
         models: list[PlannedModel] = []
         first_index = 0
         for requested, spec in zip(request.models, specs, strict=True):
@@ -93,7 +95,8 @@ class Planner:
             developer=developer,
             ceiling=NanoUSD(sum(model.ceiling for model in models)),
             token_ceiling=sum(
-                (planned.bound if planned.job.counts_prompt else 0) + planned.job.max_tokens * planned.job.n
+                (planned.bound if planned.job.counts_prompt else 0)
+                + planned.job.max_tokens * planned.job.candidates
                 for model in models
                 for planned in model.jobs
             ),
@@ -134,7 +137,7 @@ class Planner:
                 raise failure
             return without(failure)
         planned: list[PlannedJob] = []
-        counted: dict[str | None, int | None] = {}
+        counted: dict[Prompt | None, int | None] = {}
         try:
             for job in jobs_for(request, spec, first_index):
                 if job.prompt not in counted:
@@ -246,7 +249,7 @@ def ceiling_of(planned: PlannedJob) -> FemtoUSD:
     """The most this call can cost the provider's customer: every prompt token at the dearer input rate."""
     job, spec = planned.job, planned.job.model
     prompt = planned.bound * max(spec.input_rate, spec.cached_rate) if job.counts_prompt else 0
-    return FemtoUSD(prompt + job.max_tokens * job.n * spec.output_rate)
+    return FemtoUSD(prompt + job.max_tokens * job.candidates * spec.output_rate)
 
 
 def _about(counted: int | None) -> str:

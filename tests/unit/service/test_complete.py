@@ -132,6 +132,26 @@ class TestGoodAnswers:
         assert [chunk.finish_reason for chunk in chunks] == ["length"] and end.kind == "completed"
         assert bench.fake.calls == [] and answer.price == end.answer.price == 0
 
+    async def test_a_text_to_be_only_echoed_needs_nobody_either(self, bench: Workbench) -> None:
+        answer = await bench.ask(request("a b", "c", echo=True, max_tokens=0))
+        assert [(choice.text, choice.finish_reason) for choice in answer.choices] == [
+            ("a b", "length"),
+            ("c", "length"),
+        ]
+        chunks, end = await bench.stream(request("a b", echo=True, max_tokens=0, stream=True))
+        assert (text_of(chunks), end.answer.usage) == (
+            "a b",
+            (await bench.ask(request("a b", echo=True, max_tokens=0))).usage,
+        )
+        assert bench.fake.calls == [] and answer.price == 0
+
+    async def test_of_more_candidates_the_best_are_answered_and_all_are_charged(self) -> None:
+        bench = Workbench(spec(takes_n=False, bills_prompt_per_call=False))
+        answer = await bench.ask(request("a b", n=2, best_of=4))
+        assert [choice.index for choice in answer.choices] == [0, 1]
+        assert len(bench.fake.calls) == 4
+        assert answer.price == price(2, 4 * 3)
+
     async def test_an_answer_of_nothing_costs_its_prompt(self) -> None:
         bench = Workbench(fakes=[Fake(default=FakeAnswer(text=""))])
         assert (await bench.ask(request("a b"))).price == price(2, 0)

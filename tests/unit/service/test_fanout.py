@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from tests.support.workbench import request, said, spec
 
 from headgate.core.completion import Message, Sampling
-from headgate.service.fanout import jobs_for, shape_for, transcript
+from headgate.service.fanout import jobs_for
+from headgate.service.mapping import shape_for, transcript
 
 
 @pytest.mark.parametrize(
@@ -75,3 +76,33 @@ def test_words_of_end_users_stay_plain_and_raw_prompts_do_not() -> None:
     assert plain("completion", plain=True)
     assert plain("chat")  # there it is one user message
     assert plain("both", plain=True, chat_first=True)
+
+
+class TestBestOf:
+    def test_a_provider_that_completes_several_at_once_chooses_itself(self) -> None:
+        (job,) = jobs_for(request(n=2, best_of=5), spec(mode="completion"), 0)
+        assert (job.n, job.best_of, job.candidates, job.logprobs) == (2, 5, 5, None)
+
+    def test_a_model_that_chats_gives_all_candidates_with_scores(self) -> None:
+        (job,) = jobs_for(request(n=2, best_of=5), spec(mode="chat"), 0)
+        assert (job.n, job.best_of, job.candidates, job.logprobs) == (5, None, 5, 0)
+
+    def test_single_calls_are_made_for_every_candidate_with_scores_and_seeds_of_their_own(self) -> None:
+        asked = request("a", "b", n=2, best_of=3, sampling=Sampling(seed=1))
+        jobs = list(jobs_for(asked, spec(takes_n=False, bills_prompt_per_call=False), 0))
+        assert [(job.prompt, job.prompt_index) for job in jobs] == [("a", 0)] * 3 + [("b", 1)] * 3
+        assert [job.sampling.seed for job in jobs] == [1, 2, 3] * 2
+        assert {(job.n, job.best_of, job.logprobs) for job in jobs} == {(1, None, 0)}
+        assert [job.counts_prompt for job in jobs] == [True, False, False] * 2
+
+    def test_log_probabilities_asked_for_stay_as_asked(self) -> None:
+        (job,) = jobs_for(request(best_of=2, logprobs=4), spec(mode="chat"), 0)
+        assert job.logprobs == 4
+
+
+def test_what_was_asked_of_a_text_reaches_every_call() -> None:
+    jobs = jobs_for(request("a", (1, 2), echo=True, logprobs=3, suffix="."), spec(mode="completion"), 0)
+    assert [(job.prompt, job.echo, job.logprobs, job.suffix) for job in jobs] == [
+        ("a", True, 3, "."),
+        ((1, 2), True, 3, "."),
+    ]

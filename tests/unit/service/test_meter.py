@@ -7,7 +7,7 @@ import pytest
 from tests.support.jobs import job, model
 from tests.support.workbench import spec
 
-from headgate.core.completion import Choice, Chunk, Completion, Usage
+from headgate.core.completion import Choice, Chunk, Completion, TokenLogprob, Usage
 from headgate.core.errors import UpstreamFailed
 from headgate.core.money import MarginPPM
 from headgate.providers.fake import Fake
@@ -146,19 +146,20 @@ class TestSums:
         )  # fmt: skip
         meter = ModelMeter(unplanned)
         assert meter.failure is failure
-        assert (meter.choices(), meter.usage().total_tokens, meter.produced) == ((), 0, False)
+        assert (meter.choices(1), meter.usage().total_tokens, meter.produced) == ((), 0, False)
 
 
 class TestText:
     def test_choices_are_put_together_in_their_places(self) -> None:
-        later = metered(Chunk(0, "x", finish_reason="length"), first_index=2)
         first = metered(
             Chunk(0, "a"), Chunk(1, "b"), Chunk(0, "c", "stop"), Chunk(1, "", "stop"), n=2, first_index=0
         )
-        assert of_model(later, first).choices() == (
+        later = metered(Chunk(1, "y", "stop"), Chunk(0, "x", "length"), n=2, first_index=2, prompt_index=1)
+        assert of_model(first, later).choices(2) == (
             Choice(index=0, text="ac", finish_reason="stop"),
             Choice(index=1, text="b", finish_reason="stop"),
             Choice(index=2, text="x", finish_reason="length"),
+            Choice(index=3, text="y", finish_reason="stop"),
         )
 
     def test_a_choice_that_broke_off_has_no_finish_reason(self) -> None:
@@ -167,6 +168,56 @@ class TestText:
     def test_only_text_is_something_produced(self) -> None:
         assert not metered(Chunk(0, "", "stop"), Chunk(-1, usage=REPORTED)).produced
         assert metered(Chunk(0, "a")).produced
+
+
+class TestEchoedPrompts:
+    def test_an_echoed_prompt_is_text_but_nothing_generated(self) -> None:
+        meter = metered(
+            Chunk(0, "say hello", tokens=0, echoed=True),
+            Chunk(0, " you", "stop", tokens=1),
+            counted=2,
+            echo=True,
+        )
+        assert meter.choices()[0].text == "say hello you"
+        assert meter.usage() == Usage(prompt_tokens=2, completion_tokens=1, source="tokenizer")
+
+    def test_an_estimate_of_a_blocking_answer_leaves_the_prompt_out(self) -> None:
+        plain, echoed = metered(), metered(echo=True)
+        plain.complete(Completion(choices=(Choice(index=0, text=" you there", finish_reason="stop"),)))
+        echoed.complete(
+            Completion(choices=(Choice(index=0, text="say hello you there", finish_reason="stop"),))
+        )
+        assert echoed.usage() == plain.usage()
+        assert echoed.usage().source == "estimate"
+
+
+class TestLogProbabilities:
+    def test_entries_are_collected_where_they_were_asked_for(self) -> None:
+        one, two = TokenLogprob(b"a", -1.0), TokenLogprob(b"b", -2.0)
+        asked = metered(Chunk(0, "a", logprobs=(one,)), Chunk(0, "b", "stop", logprobs=(two,)), logprobs=0)
+        assert asked.choices()[0].logprobs == (one, two)
+        assert metered(Chunk(0, "", "stop"), logprobs=0).choices()[0].logprobs == ()
+        assert metered(Chunk(0, "a", "stop")).choices()[0].logprobs is None
+
+    def test_the_best_candidates_are_kept_better_first_judged_without_the_prompt(self) -> None:
+        def candidate(name: str, *logprobs: float, prompt_index: int = 0) -> JobMeter:
+            entries = tuple(TokenLogprob(b"x", value) for value in logprobs)
+            prompt = (TokenLogprob(b"p", None), TokenLogprob(b"q", -50.0 if name == "good" else -0.1))
+            return metered(
+                Chunk(0, "pq", tokens=0, logprobs=prompt, echoed=True),
+                Chunk(0, name, "stop", logprobs=entries),
+                logprobs=0, prompt_index=prompt_index, echo=True,
+            )  # fmt: skip
+
+        jobs = (
+            candidate("bad", -3.0), candidate("good", -1.0, -1.0), candidate("fair", -2.0, -1.0),
+            candidate("other", -9.0, prompt_index=1), candidate("best", -0.5, prompt_index=1),
+        )  # fmt: skip
+        chosen = of_model(*jobs).choices(2)
+        assert [(choice.index, choice.text) for choice in chosen] == [
+            (0, "pqgood"), (1, "pqfair"), (2, "pqother"), (3, "pqbest"),
+        ]  # fmt: skip
+        assert [choice.text for choice in of_model(*jobs).choices(1)] == ["pqgood", "pqbest"]
 
 
 def test_each_change_is_reported_once() -> None:

@@ -11,7 +11,7 @@ from tests.support.jobs import job
 from tests.support.workbench import ANN, Workbench, request, said, spec
 
 from headgate.core.accounts import Developer
-from headgate.core.completion import Chunk, CompletionRequest, Sampling, Usage
+from headgate.core.completion import Chunk, CompletionRequest, ResponseFormat, Sampling, Usage
 from headgate.core.errors import (
     AmbiguousModel,
     GatewayError,
@@ -389,3 +389,27 @@ def test_planning_leaves_the_job_as_it_was() -> None:
     planned = bounded(request(max_tokens=5), original, 3)
     assert original.max_tokens == 0
     assert msgspec.structs.replace(planned.job, max_tokens=0) == original
+
+
+class TestTokenPrompts:
+    def test_ids_are_counted_as_they_are(self) -> None:
+        asked = job(prompt=(1, 2, 3))
+        assert (at_least(asked), likely(asked)) == (3, 3)
+        assert at_most(asked) == 4  # a start token may be added
+
+    def test_a_suffix_and_a_schema_count_as_input(self) -> None:
+        schema = ResponseFormat(kind="json_schema", schema=b'{"type":"object"}')
+        assert at_most(job(prompt="ab", suffix="cde")) == 5
+        assert at_most(job(prompt="ab", response_format=schema)) == 2 + 17
+
+    async def test_all_candidates_are_held_for(self) -> None:
+        single = await plan(request("a", max_tokens=10))
+        best = await plan(request("a", max_tokens=10, best_of=5))
+        chosen_here = await plan(request("a", max_tokens=10, best_of=5), spec(takes_n=False))
+        assert best.ceiling - single.ceiling == 4 * 10 * 1500
+        assert chosen_here.ceiling - best.ceiling == 4 * at_most(job(prompt="a")) * 500
+        assert best.token_ceiling - single.token_ceiling == 40
+
+    async def test_what_a_model_cannot_do_is_refused_in_planning(self) -> None:
+        refusal = await refused(request("a", suffix="b"), spec(mode="chat"))
+        assert refusal.param == "suffix"
