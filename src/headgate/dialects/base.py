@@ -22,6 +22,7 @@ from headgate.dialects.sse import COMMENT_PING
 MAX_DEPTH = 64
 MAX_CONTAINERS = 100_000
 """Lists and objects in one body: decoding millions of them would hold up everybody else."""
+HIGHEST_TOKEN_ID = 2**31 - 1
 W = TypeVar("W")
 
 
@@ -272,6 +273,14 @@ def stops(value: str | Sequence[str] | None, name: str, most: int) -> tuple[str,
     if len(sequences) > most or not all(sequences):
         raise InvalidRequest(f"{name} must be {allowed}.", param=name, allowed=allowed)
     return sequences
+
+
+def token_ids(ids: Sequence[int], name: str) -> tuple[int, ...]:
+    """Token ids. Whether a model has such tokens is for its provider to say."""
+    if ids and (min(ids) < 0 or max(ids) > HIGHEST_TOKEN_ID):
+        allowed = f"token ids from 0 to {HIGHEST_TOKEN_ID}"
+        raise InvalidRequest(f"{name} must hold {allowed}.", param=name, allowed=allowed)
+    return tuple(ids)
 
 
 def unsupported(name: str, why: str) -> InvalidRequest:

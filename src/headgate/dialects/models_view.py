@@ -96,7 +96,7 @@ def _model(row: ModelRow, created: int, with_availability: bool) -> ModelObject:
         max_output_tokens=spec.max_output_tokens,
         temperature=spec.temperature,
         capabilities=Capabilities(
-            chat=spec.chats, completions=spec.completes, vision=spec.vision, logprobs=False
+            chat=spec.chats, completions=spec.completes, vision=spec.vision, logprobs=spec.logprobs
         ),
         pricing=Pricing(
             input=money.text(usd_per_million(spec.input_rate)),

@@ -1,25 +1,19 @@
 """OpenAI's legacy Completions API (seeds 3 and 4): POST /v1/completions.
 
 https://platform.openai.com/docs/api-reference/completions
-What this version cannot honour (logprobs, echo, best_of, suffix, token prompts, logit_bias) is refused by name.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
 
-from headgate.core.completion import (
-    Answer,
-    Chunk,
-    CompletionRequest,
-    FinishReason,
-    Sampling,
-    StreamEnd,
-    Usage,
-)
+from headgate.core.completion import Answer, Choice, Chunk, CompletionRequest, Sampling, StreamEnd
+from headgate.core.completion import Prompt as CorePrompt
 from headgate.core.errors import GatewayError, InvalidRequest
 from headgate.dialects.base import (
+    HIGHEST_TOKEN_ID,
     BearerDialect,
     Caps,
     ErrorResponse,
@@ -28,75 +22,34 @@ from headgate.dialects.base import (
     integer,
     number,
     stops,
+    token_ids,
     token_limit,
-    unsupported,
 )
 from headgate.dialects.openai_errors import at_endpoint, error_event, error_response, stream_stopped
+from headgate.dialects.openai_logprobs import LegacyLogprobs, LegacyScores
+from headgate.dialects.openai_wire import (
+    FINISH_REASONS,
+    CompletionsBody,
+    Number,
+    Prompt,
+    SamplingBody,
+    TextChoice,
+    TextCompletion,
+    choice_tail,
+    chunk_close,
+    chunk_head,
+    finish_tail,
+    usage_object,
+)
 from headgate.dialects.sse import DONE, event
 
 ENDPOINT = "/v1/completions"
 DEFAULT_MAX_TOKENS = 16
-OBJECT = "text_completion"
+MOST_BIASES = 1024
 _SEEDS = (-(2**63), 2**63 - 1)
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
-Prompt = str | list[str | int | list[int]]
-Number = int | float
 _encode = msgspec.json.Encoder().encode
-
-
-class StreamOptions(Struct, frozen=True, kw_only=True):
-    include_usage: bool | None = None
-
-
-class CompletionsBody(Struct, frozen=True, kw_only=True):
-    """The body as sent. Numbers are wide on purpose: 500.0 is an integer to many clients."""
-
-    model: str | None = None
-    prompt: Prompt | None = None
-    best_of: Number | None = None
-    echo: bool | None = None
-    frequency_penalty: Number | None = None
-    logit_bias: dict[str, Number] | None = None
-    logprobs: Number | None = None
-    max_completion_tokens: Number | None = None
-    max_tokens: Number | None = None
-    n: Number | None = None
-    presence_penalty: Number | None = None
-    seed: Number | None = None
-    stop: str | list[str] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    suffix: str | None = None
-    temperature: Number | None = None
-    top_p: Number | None = None
-    user: str | None = None
-
-
-class PromptTokensDetails(Struct, frozen=True, kw_only=True):
-    cached_tokens: int
-
-
-class UsageObject(Struct, frozen=True, kw_only=True):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails | UnsetType = UNSET
-
-
-class TextChoice(Struct, frozen=True, kw_only=True):
-    index: int
-    text: str
-    logprobs: None = None
-    finish_reason: FinishReason | None
-
-
-class TextCompletion(Struct, frozen=True, kw_only=True):
-    id: str
-    object: str = OBJECT
-    created: int
-    model: str
-    choices: tuple[TextChoice, ...]
-    usage: UsageObject
 
 
 class OpenAICompletions(BearerDialect):
@@ -119,28 +72,25 @@ class OpenAICompletions(BearerDialect):
             raise InvalidRequest("model is required.", param="model")
         prompts = _prompts(wire.prompt)
         n = integer(wire.n, "n", 1, 128) or 1
-        max_tokens, max_tokens_param = token_limit(
-            wire.max_tokens, wire.max_completion_tokens, alias="max_completion_tokens", low=0
-        )
-        sampling = Sampling(
-            temperature=number(wire.temperature, "temperature", 0, 2),
-            top_p=number(wire.top_p, "top_p", 0, 1),
-            presence_penalty=number(wire.presence_penalty, "presence_penalty", -2, 2),
-            frequency_penalty=number(wire.frequency_penalty, "frequency_penalty", -2, 2),
-            seed=integer(wire.seed, "seed", *_SEEDS),
-            stop=stops(wire.stop, "stop", self._caps.max_stops),
-        )
         candidates = _candidates(wire, n)
         if len(prompts) * candidates > self._caps.max_choices:
             allowed = f"at most {self._caps.max_choices} choices in all"
             raise InvalidRequest(
                 f"prompts x max(n, best_of) is {len(prompts)} x {candidates}; {allowed}.",
-                param="prompt" if len(prompts) > 1 else "n",
+                param="prompt" if len(prompts) > 1 else "n" if candidates == n else "best_of",
                 allowed=allowed,
             )
-        _refuse_unsupported(wire, candidates > n)
-        stream = bool(wire.stream)
-        options = wire.stream_options
+        max_tokens, max_tokens_param = token_limit(
+            wire.max_tokens, wire.max_completion_tokens, alias="max_completion_tokens", low=0
+        )
+        logprobs = integer(wire.logprobs, "logprobs", 0, 5)
+        echo, suffix = bool(wire.echo), wire.suffix or None
+        if echo and suffix and logprobs is not None:
+            raise InvalidRequest(
+                "logprobs cannot be given with both echo and suffix.",
+                param="logprobs",
+                allowed="null where both echo and suffix are given",
+            )
         return CompletionRequest(
             request_id=context.request_id,
             answer_id=context.answer_id,
@@ -148,14 +98,18 @@ class OpenAICompletions(BearerDialect):
             created=context.created,
             dialect=self.name,
             models=(wire.model,),
-            prompts=_texts(prompts),
+            prompts=tuple(map(_core_prompt, prompts)),
             n=n,
+            best_of=candidates if candidates > n else None,
+            logprobs=logprobs,
+            echo=echo,
+            suffix=suffix,
             max_tokens=max_tokens,
             default_max_tokens=DEFAULT_MAX_TOKENS,
             max_tokens_param=max_tokens_param,
-            sampling=sampling,
-            stream=stream,
-            include_usage=stream and options is not None and bool(options.include_usage),
+            sampling=sampling_of(wire, self._caps),
+            stream=bool(wire.stream),
+            include_usage=wire.includes_usage,
             user=wire.user,
             app=context.principal.app,
         )
@@ -167,10 +121,7 @@ class OpenAICompletions(BearerDialect):
                 id=completion_id(request),
                 created=request.created,
                 model=answer.models[0].model,
-                choices=tuple(
-                    TextChoice(index=choice.index, text=choice.text, finish_reason=choice.finish_reason)
-                    for choice in answer.choices
-                ),
+                choices=tuple(_choice(choice, request.logprobs) for choice in answer.choices),
                 usage=usage_object(answer.usage),
             )
         )
@@ -190,16 +141,32 @@ class CompletionsStream:
         # What is the same in every chunk is encoded once; a chunk costs one string and three joins.
         self._open = b"data: " + chunk_head(completion_id(request), request.created, request.models[0])
         self._heads: dict[int, bytes] = {}
-        close = b'],"usage":null}\n\n' if request.include_usage else b"]}\n\n"
-        self._tails = {reason: choice_tail(reason) + close for reason in FINISH_REASONS}
+        tail = choice_tail if request.logprobs is None else finish_tail
+        close = chunk_close(request.include_usage)
+        self._tails = {reason: tail(reason) + close for reason in FINISH_REASONS}
+        self._scored: dict[int, _ScoredText] = {}
 
     def chunks(self, batch: Sequence[Chunk]) -> bytes:
+        most = self._request.logprobs
         parts: list[bytes] = []
         for chunk in batch:
             if chunk.index < 0:  # usage only
                 continue
-            parts += (self._head(chunk.index), _encode(chunk.text), self._tails[chunk.finish_reason])
+            if most is not None:
+                parts += self._with_scores(chunk, most)
+            elif chunk.text or chunk.finish_reason is not None:
+                parts += (self._head(chunk.index), _encode(chunk.text), self._tails[chunk.finish_reason])
         return b"".join(parts)
+
+    def _with_scores(self, chunk: Chunk, most: int) -> tuple[bytes, ...]:
+        reason = chunk.finish_reason
+        if not (chunk.text or chunk.logprobs or reason is not None):
+            return ()
+        scored = self._scored.get(chunk.index)
+        if scored is None:
+            scored = self._scored[chunk.index] = _ScoredText(most)
+        scores = b',"logprobs":' + _encode(scored.add(chunk))
+        return (self._head(chunk.index), _encode(chunk.text), scores, self._tails[reason])
 
     def _head(self, index: int) -> bytes:
         head = self._heads.get(index)
@@ -226,39 +193,68 @@ class CompletionsStream:
         return error_event(error)
 
 
-FINISH_REASONS: tuple[FinishReason | None, ...] = (
-    None,
-    "stop",
-    "length",
-    "content_filter",
-    "error",
-    "timeout",
-)
+class _ScoredText:
+    """How far one choice of a stream has come."""
+
+    def __init__(self, most: int) -> None:
+        self._scores = LegacyScores(most)
+        self._length = 0
+
+    def add(self, chunk: Chunk) -> LegacyLogprobs:
+        self._length += len(chunk.text)
+        whole = None if chunk.finish_reason is None else self._length
+        return self._scores.add(chunk.logprobs or (), within=whole)
 
 
 def completion_id(request: CompletionRequest) -> str:
     return f"cmpl-{request.answer_id.replace('-', '')}"
 
 
-def chunk_head(id_: str, created: int, model: str) -> bytes:
-    """A chunk's JSON up to and including the bracket that opens its choices."""
-    head = {"id": id_, "object": OBJECT, "created": created, "model": model, "choices": ()}
-    return _encode(head).removesuffix(b"]}")
+def sampling_of(wire: SamplingBody, caps: Caps) -> Sampling:
+    """What steers generation, in completions and chat alike."""
+    return Sampling(
+        temperature=number(wire.temperature, "temperature", 0, 2),
+        top_p=number(wire.top_p, "top_p", 0, 1),
+        presence_penalty=number(wire.presence_penalty, "presence_penalty", -2, 2),
+        frequency_penalty=number(wire.frequency_penalty, "frequency_penalty", -2, 2),
+        seed=integer(wire.seed, "seed", *_SEEDS),
+        stop=stops(wire.stop, "stop", caps.max_stops),
+        logit_bias=_logit_bias(wire.logit_bias or {}),
+    )
 
 
-def choice_tail(reason: FinishReason | None) -> bytes:
-    """A choice's JSON after its text."""
-    return b',"logprobs":null,"finish_reason":' + _encode(reason) + b"}"
+def _logit_bias(biases: Mapping[str, Number]) -> tuple[tuple[int, float], ...]:
+    if len(biases) > MOST_BIASES:
+        allowed = f"at most {MOST_BIASES} token ids"
+        raise InvalidRequest(f"logit_bias must hold {allowed}.", param="logit_bias", allowed=allowed)
+    return tuple([(_token_id(key), _bias(bias)) for key, bias in biases.items()])
 
 
-def usage_object(usage: Usage) -> UsageObject:
-    return UsageObject(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.total_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens)
-        if usage.cached_tokens
-        else UNSET,
+def _token_id(key: str) -> int:
+    # One way to write each id: two biases for one token would contradict each other.
+    if not _TOKEN_ID.fullmatch(key) or int(key) > HIGHEST_TOKEN_ID:
+        allowed = f'token ids from 0 to {HIGHEST_TOKEN_ID} in decimal digits, such as "50256"'
+        raise InvalidRequest(
+            f"logit_bias must have {allowed} as its keys.", param="logit_bias", allowed=allowed
+        )
+    return int(key)
+
+
+def _bias(value: Number) -> float:
+    if not -100 <= value <= 100:
+        allowed = "numbers from -100 to 100"
+        raise InvalidRequest(
+            f"logit_bias must have {allowed} as its values.", param="logit_bias", allowed=allowed
+        )
+    return float(value)
+
+
+def _choice(choice: Choice, most: int | None) -> TextChoice:
+    logprobs = None
+    if most is not None:
+        logprobs = LegacyScores(most).add(choice.logprobs or (), within=len(choice.text))
+    return TextChoice(
+        index=choice.index, text=choice.text, logprobs=logprobs, finish_reason=choice.finish_reason
     )
 
 
@@ -268,20 +264,17 @@ def _prompts(prompt: Prompt | None) -> Sequence[str | list[int]]:
         raise InvalidRequest("prompt is required.", param="prompt")
     if isinstance(prompt, str):
         return (prompt,)
-    texts = [part for part in prompt if isinstance(part, str)]
-    tokens = [part for part in prompt if isinstance(part, int)]
-    token_lists = [part for part in prompt if isinstance(part, list)]
-    if not prompt or len(prompt) not in (len(texts), len(tokens), len(token_lists)):
-        allowed = "a string or a non-empty list of strings"
-        raise InvalidRequest(f"prompt must be {allowed}.", param="prompt", allowed=allowed)
-    return (tokens,) if tokens else texts or token_lists
+    kinds = set(map(type, prompt))
+    if kinds == {int}:
+        return (cast(list[int], prompt),)
+    if kinds in ({str}, {list}):
+        return cast(list[str] | list[list[int]], prompt)
+    allowed = "a string, or a non-empty list of strings, of token ids or of lists of token ids"
+    raise InvalidRequest(f"prompt must be {allowed}.", param="prompt", allowed=allowed)
 
 
-def _texts(prompts: Sequence[str | list[int]]) -> tuple[str, ...]:
-    texts = tuple(prompt for prompt in prompts if isinstance(prompt, str))
-    if len(texts) != len(prompts):
-        raise unsupported("prompt", "as token ids in this version; send text")
-    return texts
+def _core_prompt(prompt: str | list[int]) -> CorePrompt:
+    return prompt if isinstance(prompt, str) else token_ids(prompt, "prompt")
 
 
 def _candidates(wire: CompletionsBody, n: int) -> int:
@@ -294,20 +287,3 @@ def _candidates(wire: CompletionsBody, n: int) -> int:
     if wire.stream:
         raise InvalidRequest("best_of cannot be streamed.", param="best_of", allowed="0 or 1 with stream")
     return best_of
-
-
-def _refuse_unsupported(wire: CompletionsBody, best_of: bool) -> None:
-    """Documented, within range, but not in this version: ignoring them would give another answer."""
-    integer(wire.logprobs, "logprobs", 0, 5)
-    for bias in (wire.logit_bias or {}).values():
-        number(bias, "logit_bias", -100, 100)
-    asked = {
-        "best_of": best_of,
-        "echo": wire.echo,
-        "logit_bias": wire.logit_bias,
-        "logprobs": wire.logprobs is not None,
-        "suffix": wire.suffix,
-    }
-    for name, value in asked.items():
-        if value:
-            raise unsupported(name, "in this version")

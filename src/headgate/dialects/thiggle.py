@@ -31,7 +31,6 @@ from headgate.dialects.base import (
     stops,
     token_limit,
 )
-from headgate.dialects.openai import FINISH_REASONS, OBJECT, Number, choice_tail, chunk_head
 from headgate.dialects.openai_errors import (
     STATUSES,
     StatusTable,
@@ -40,6 +39,7 @@ from headgate.dialects.openai_errors import (
     error_response,
     stream_stopped,
 )
+from headgate.dialects.openai_wire import FINISH_REASONS, OBJECT, Number, choice_tail, chunk_head
 from headgate.dialects.sse import DONE, event
 
 ENDPOINT = "/v1/completion"

@@ -21,14 +21,16 @@ from headgate.core.completion import (
     ModelAnswer,
     Sampling,
     StreamEnd,
+    TokenLogprob,
     Usage,
 )
 from headgate.core.models import ModelSpec
 from headgate.core.money import FemtoUSD, MarginPPM, NanoUSD, rate
 from headgate.dialects.base import Caps, Dialect, RequestContext
 from headgate.dialects.models_view import ModelRow, render_balance, render_model, render_models
-from headgate.dialects.openai import CompletionsBody, OpenAICompletions
+from headgate.dialects.openai import MOST_BIASES, OpenAICompletions
 from headgate.dialects.openai_errors import STATUSES
+from headgate.dialects.openai_wire import CompletionsBody
 
 CONTEXT = RequestContext(
     principal=Principal(account="acme", key_id="k1"),
@@ -137,6 +139,9 @@ def test_every_supported_field_arrives() -> None:
         frequency_penalty=1.5,
         seed=-7,
         stop=["x", "y"],
+        logit_bias={"50256": -100, "0": 1.5},
+        logprobs=3,
+        echo=True,
         stream=True,
         stream_options={"include_usage": True},
         user="u1",
@@ -150,6 +155,8 @@ def test_every_supported_field_arrives() -> None:
         models=("acme/acme-large",),
         prompts=("a", "b"),
         n=2,
+        logprobs=3,
+        echo=True,
         max_tokens=64,
         default_max_tokens=16,
         sampling=Sampling(
@@ -159,6 +166,7 @@ def test_every_supported_field_arrives() -> None:
             frequency_penalty=1.5,
             seed=-7,
             stop=("x", "y"),
+            logit_bias=((50256, -100.0), (0, 1.5)),
         ),
         stream=True,
         include_usage=True,
@@ -240,6 +248,9 @@ OUT_OF_RANGE: list[tuple[dict[str, object], str, str]] = [
     ({"prompt": ["a", 1]}, "prompt", "list of strings"),
     ({"prompt": ["a", [1]]}, "prompt", "list of strings"),
     ({"prompt": [1, [1]]}, "prompt", "list of strings"),
+    ({"prompt": [1, -1]}, "prompt", "0 to 2147483647"),
+    ({"prompt": [2**31]}, "prompt", "0 to 2147483647"),
+    ({"prompt": [[1], [10**30]]}, "prompt", "0 to 2147483647"),
     ({"n": 0}, "n", "1 to 128"),
     ({"n": 129}, "n", "1 to 128"),
     ({"n": 1.5}, "n", "1 to 128"),
@@ -263,9 +274,21 @@ OUT_OF_RANGE: list[tuple[dict[str, object], str, str]] = [
     ({"logprobs": 6}, "logprobs", "0 to 5"),
     ({"logprobs": -1}, "logprobs", "0 to 5"),
     ({"logit_bias": {"5": 101}}, "logit_bias", "-100 to 100"),
+    ({"logit_bias": {"5": -(10**400)}}, "logit_bias", "-100 to 100"),
+    ({"logit_bias": {"the": 1}}, "logit_bias", "decimal digits"),
+    ({"logit_bias": {"-5": 1}}, "logit_bias", "decimal digits"),
+    ({"logit_bias": {"05": 1}}, "logit_bias", "decimal digits"),
+    ({"logit_bias": {"٥": 1}}, "logit_bias", "decimal digits"),
+    ({"logit_bias": {"": 1}}, "logit_bias", "decimal digits"),
+    ({"logit_bias": {str(2**31): 1}}, "logit_bias", "0 to 2147483647"),
+    ({"logit_bias": {str(id): 1 for id in range(MOST_BIASES + 1)}}, "logit_bias", "at most 1024"),
     ({"prompt": ["a", "b"], "n": 65}, "prompt", "at most 128"),
     ({"prompt": ["a"] * 129}, "prompt", "at most 128"),
     ({"prompt": ["a"] * 7, "best_of": 20}, "prompt", "at most 128"),
+    ({"prompt": [[1]] * 129}, "prompt", "at most 128"),
+    ({"prompt": [[-1]] * 129}, "prompt", "at most 128"),
+    ({"best_of": 2, "n": 2, "stream": True}, "best_of", "streamed"),
+    ({"echo": True, "suffix": "x", "logprobs": 0}, "logprobs", "both echo and suffix"),
     ({"echo": True, "logprobs": 6}, "logprobs", "0 to 5"),
     ({"suffix": "x", "temperature": 3}, "temperature", "0 to 2"),
 ]
@@ -288,6 +311,15 @@ WRONG_TYPES: list[tuple[str, object]] = [
     ("prompt", {"a": 1}),
     ("prompt", [None]),
     ("prompt", [1.5]),
+    ("prompt", [5.0]),
+    ("prompt", [True]),
+    ("prompt", [[1, False]]),
+    ("prompt", [["a"]]),
+    ("logprobs", True),
+    ("logprobs", False),
+    ("logprobs", "3"),
+    ("logit_bias", {"5": "1"}),
+    ("suffix", 1),
     ("n", "2"),
     ("n", True),
     ("max_tokens", [1]),
@@ -312,29 +344,45 @@ def test_a_field_of_a_wrong_type_is_refused_by_name(field: str, value: object) -
     assert "POST /v1/completions" in error.message
 
 
-UNSUPPORTED: list[tuple[str, object]] = [
-    ("logprobs", 0),
-    ("logprobs", 5),
-    ("echo", True),
-    ("best_of", 2),
-    ("suffix", "the end"),
-    ("logit_bias", {"50256": -100}),
-    ("prompt", [1, 2, 3]),
-    ("prompt", [[1, 2], [3]]),
+PROMPTS: list[tuple[object, tuple[object, ...]]] = [
+    ("", ("",)),
+    ("a", ("a",)),
+    (["a"], ("a",)),
+    (["a", ""], ("a", "")),
+    ([1, 2, 2**31 - 1], ((1, 2, 2**31 - 1),)),
+    ([1] * 200, ((1,) * 200,)),
+    ([[1, 2], [3]], ((1, 2), (3,))),
+    ([[]], ((),)),
+    ([[], [0]], ((), (0,))),
 ]
 
 
-@pytest.mark.parametrize(("field", "value"), UNSUPPORTED, ids=str)
-def test_what_this_version_cannot_honour_is_refused_by_name(field: str, value: object) -> None:
-    error = refused({field: value})
-    assert (error.param, error.code) == (field, "unsupported_parameter")
-    assert field in error.message
-    assert error.message.endswith("(POST /v1/completions).")
+@pytest.mark.parametrize(("prompt", "prompts"), PROMPTS, ids=lambda value: str(value)[:30])
+def test_a_prompt_is_text_or_token_ids_one_or_many(prompt: object, prompts: tuple[object, ...]) -> None:
+    assert parse(prompt=prompt).prompts == prompts
 
 
-def test_token_prompts_are_counted_before_they_are_refused() -> None:
-    assert refused({"prompt": [1] * 200}).code == "unsupported_parameter"
-    assert "at most 128" in refused({"prompt": [[1]] * 129}).message
+@pytest.mark.parametrize("most", [0, 1, 5, 2.0])
+def test_log_probabilities_are_asked_for_with_their_number_of_alternatives(most: float) -> None:
+    assert parse(logprobs=most).logprobs == int(most)
+
+
+def test_best_of_is_kept_where_it_asks_for_more_candidates_than_choices() -> None:
+    request = parse(n=2, best_of=5)
+    assert (request.n, request.best_of) == (2, 5)
+    assert parse(n=5, best_of=5).best_of is None
+
+
+def test_a_suffix_is_kept_with_echo_or_with_logprobs() -> None:
+    assert parse(suffix=" end").suffix == " end"
+    echoed = parse(suffix=" end", echo=True)
+    assert (echoed.suffix, echoed.echo, echoed.logprobs) == (" end", True, None)
+    assert parse(suffix=" end", logprobs=2).logprobs == 2
+
+
+def test_as_many_biases_as_the_cap_are_taken() -> None:
+    request = parse(logit_bias={str(token): 1 for token in range(MOST_BIASES)})
+    assert len(request.sampling.logit_bias) == MOST_BIASES
 
 
 @pytest.mark.parametrize(
@@ -349,6 +397,7 @@ def test_as_many_choices_as_the_cap_are_taken(fields: dict[str, object]) -> None
 def test_the_caps_come_from_the_configuration() -> None:
     small = OpenAICompletions(Caps(max_choices=2, max_stops=1))
     assert refused_by(small, {"n": 3}).param == "n"
+    assert refused_by(small, {"best_of": 3}).param == "best_of"
     assert refused_by(small, {"stop": ["a", "b"]}).param == "stop"
 
 
@@ -416,6 +465,95 @@ def test_each_chunk_is_one_event_of_the_blocking_shape() -> None:
         # Chunks before the last have a null reason, as OpenAI sends them; the SDK's type knows only the last.
         finished = [{**choice, "finish_reason": choice["finish_reason"] or "stop"} for choice in choices]
         SDKCompletion.model_validate({**event, "choices": finished}, strict=True)
+
+
+def test_a_chunk_that_carries_nothing_is_not_sent() -> None:
+    for fields in ({}, {"logprobs": 1}):
+        renderer = DIALECT.renderer(parse(stream=True, **fields))
+        assert renderer.chunks((Chunk(0), Chunk(0, "", logprobs=()))) == b""
+        assert renderer.chunks((Chunk(0, "", "stop"),)) != b""
+
+
+SCORED = (
+    TokenLogprob(b"Hi", None, None),
+    TokenLogprob(b" \xf0\x9f", -0.5, ((b" \xf0\x9f", -0.5), (b" x", -1.0))),
+    TokenLogprob(b"\x98\x80", -2.5, ((b"!", -0.1),)),
+    TokenLogprob(b"", -0.25, ((b"", -0.25),), end=True),
+)
+LEGACY = {
+    "tokens": ["Hi", "bytes:\\x20\\xf0\\x9f", "bytes:\\x98\\x80", ""],
+    "token_logprobs": [None, -0.5, -2.5, -0.25],
+    "top_logprobs": [
+        None,
+        {"bytes:\\x20\\xf0\\x9f": -0.5},
+        {"!": -0.1, "bytes:\\x98\\x80": -2.5},
+        {"": -0.25},
+    ],
+    "text_offset": [0, 2, 3, 4],
+}
+
+
+def test_log_probabilities_come_with_each_choice_in_the_legacy_form() -> None:
+    request = parse(prompt=["Hi", "Ho"], echo=True, logprobs=1)
+    choices = (
+        Choice(index=0, text="Hi 😀", finish_reason="stop", logprobs=SCORED),
+        Choice(index=1, text="Ho", finish_reason="length", logprobs=()),
+    )
+    first, second = json.loads(DIALECT.render(answer(request, choices)))["choices"]
+    assert first["logprobs"] == LEGACY
+    empty: list[object] = []
+    assert second["logprobs"] == dict.fromkeys(LEGACY, empty)
+
+
+def test_log_probabilities_nobody_asked_for_are_not_shown() -> None:
+    choice = Choice(index=0, text="Hi 😀", finish_reason="stop", logprobs=SCORED)
+    assert json.loads(DIALECT.render(answer(parse(), (choice,))))["choices"][0]["logprobs"] is None
+    (event,) = events(DIALECT.renderer(parse(stream=True)).chunks((Chunk(0, "Hi", logprobs=SCORED[:1]),)))
+    assert event["choices"][0]["logprobs"] is None
+
+
+def test_an_answer_with_log_probabilities_is_the_sdks_completion() -> None:
+    request = parse(logprobs=1)
+    choice = Choice(index=0, text=" 😀", finish_reason="stop", logprobs=SCORED[1:])
+    parsed = SDKCompletion.model_validate_json(DIALECT.render(answer(request, (choice,))), strict=True)
+    logprobs = parsed.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.token_logprobs == [-0.5, -2.5, -0.25]
+    assert logprobs.text_offset == [0, 1, 2]
+
+
+def test_streamed_log_probabilities_joined_are_the_blocking_ones_choice_by_choice() -> None:
+    renderer = DIALECT.renderer(parse(n=2, echo=True, logprobs=1, stream=True))
+    batch = (
+        Chunk(0, "Hi", logprobs=SCORED[:1], echoed=True),
+        Chunk(1, "Hi", logprobs=SCORED[:1], echoed=True),
+        Chunk(0, " ", logprobs=SCORED[1:2]),
+        Chunk(1, " 😀", logprobs=SCORED[1:3]),
+        Chunk(0, "😀", logprobs=SCORED[2:3]),
+        Chunk(1, "", "stop", logprobs=SCORED[3:]),
+        Chunk(0, "", None, logprobs=SCORED[3:]),
+        Chunk(0, "", "stop"),
+    )
+    rendered = events(renderer.chunks(batch))
+    assert len(rendered) == len(batch)
+    for index in (0, 1):
+        pieces = [choice for event in rendered for choice in event["choices"] if choice["index"] == index]
+        assert "".join(piece["text"] for piece in pieces) == "Hi 😀"
+        assert pieces[-1]["finish_reason"] == "stop"
+        assert {
+            name: [entry for piece in pieces for entry in piece["logprobs"][name]] for name in LEGACY
+        } == LEGACY
+
+
+def test_offsets_of_tokens_that_a_stop_sequence_cut_away_stay_within_the_text() -> None:
+    scored = (TokenLogprob(b"ab", -1.0), TokenLogprob(b"END", -1.0), TokenLogprob(b"ING", -1.0))
+    request = parse(logprobs=0)
+    choice = Choice(index=0, text="ab", finish_reason="stop", logprobs=scored)
+    body = json.loads(DIALECT.render(answer(request, (choice,))))
+    assert body["choices"][0]["logprobs"]["text_offset"] == [0, 2, 2]
+    renderer = DIALECT.renderer(parse(logprobs=0, stream=True))
+    (event,) = events(renderer.chunks((Chunk(0, "ab", "stop", logprobs=scored),)))
+    assert event["choices"][0]["logprobs"]["text_offset"] == [0, 2, 2]
 
 
 @pytest.mark.parametrize("reason", [None, "stop", "length", "content_filter", "error", "timeout"])
@@ -568,7 +706,7 @@ def test_the_model_list_shows_limits_and_prices_of_what_can_be_called() -> None:
                 "max_input_tokens": 8000,
                 "max_output_tokens": 4096,
                 "temperature": [0.0, 2.0],
-                "capabilities": {"chat": False, "completions": True, "vision": False, "logprobs": False},
+                "capabilities": {"chat": False, "completions": True, "vision": False, "logprobs": True},
                 "pricing": {"input": "0.5", "output": "1.5"},
             }
         ],
