@@ -2,10 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
+from tests.support.scores import chat_scores, legacy_scores
 
 if TYPE_CHECKING:
     from tests.support.upstream import Connection, Received
@@ -22,6 +24,12 @@ class Script(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     after k chunks half an event, then a reset or an orderly close; a blocking answer breaks off in its middle,
     and `reset_at` 0 answers nothing at all. `raw`: exactly these bytes, then a close. `done`: whether `[DONE]` is sent.
     `finish` None: no finish reasons. `then_close`: close the connection after the answer.
+
+    Log probabilities are given where they are asked for, a piece counting as a token: `tokens` says which pieces
+    come to other tokens, as written in `logprobs`. `end_token` is one more, without text, at the end. `scores`:
+    this object instead, in every choice and event. `echo` is honoured for completions, a word per chunk;
+    `crosses`: the last word of the prompt and the first piece come as one chunk. `ignores`: which of "echo" and
+    "logprobs" the upstream knows nothing of.
     """
 
     pieces: tuple[str, ...] | None = None
@@ -41,8 +49,14 @@ class Script(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     done: bool = True
     then_close: bool = False
     raw: str | None = None
+    tokens: Mapping[str, tuple[str, ...]] = {}
+    end_token: str | None = None
+    scores: Any = None
+    crosses: bool = False
+    ignores: tuple[str, ...] = ()
 
 
+_WORD = re.compile(r"\s*\S+|\s+$")
 WORDS = ("alpha", " beta", " gamma", " delta")
 
 NAMED: Mapping[str, Script] = {
@@ -84,11 +98,25 @@ class Answer:
         self.stream = bool(asked.get("stream"))
         self.include_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
         self.n = int(asked.get("n") or 1)
-        messages = asked.get("messages") or [{"content": asked.get("prompt", "")}]
+        self.candidates = int(asked.get("best_of") or self.n)
+        prompt = asked.get("prompt", "")
+        if isinstance(prompt, list):
+            prompt = " ".join(f"t{token}" for token in prompt)
+        messages = asked.get("messages") or [{"content": prompt}]
         self.words = [word for message in messages for word in str(message["content"]).split()]
         last = str(messages[-1]["content"])
         echo = ("echo:", *(f" {word}" for word in last.split()))
         self.pieces = script.pieces if script.pieces is not None else echo
+        self.nothing = asked.get("max_tokens") == 0
+        if self.nothing:
+            self.pieces = ()
+        self.echoed: list[str] = []
+        if asked.get("echo") and not self.chat and "echo" not in script.ignores:
+            self.echoed = _WORD.findall(prompt)
+        self.alternatives: int | None = None
+        wanted = asked.get("logprobs")
+        if wanted is not None and wanted is not False and "logprobs" not in script.ignores:
+            self.alternatives = int((asked.get("top_logprobs") or 0) if self.chat else wanted)
 
     async def give(self) -> None:
         script = self.script
@@ -144,7 +172,7 @@ class Answer:
         if self.script.usage == "none":
             return None
         if self.script.usage == "count":
-            prompt, completion = max(len(self.words), 1), len(self.pieces) * self.n
+            prompt, completion = max(len(self.words), 1), len(self.pieces) * self.candidates
             return {
                 "prompt_tokens": prompt,
                 "completion_tokens": completion,
@@ -154,7 +182,7 @@ class Answer:
         return self.script.usage
 
     def pieces_of(self, index: int) -> tuple[str, ...]:
-        if self.n == 1:
+        if self.n == 1 or self.nothing:
             return self.pieces
         first, *others = self.pieces or ("",)
         return (f"{index}:{first}", *others)
@@ -170,34 +198,58 @@ class Answer:
             "model": self.received.model,
         }
 
+    def chunks_of(self, index: int) -> list[tuple[str, ...]]:
+        """The pieces of a choice, its echoed prompt among them, as they come together."""
+        chunks: list[tuple[str, ...]] = [(piece,) for piece in (*self.echoed, *self.pieces_of(index))]
+        if self.script.crosses and 0 < len(self.echoed) < len(chunks):
+            border = len(self.echoed)
+            chunks[border - 1 : border + 1] = [chunks[border - 1] + chunks[border]]
+        return chunks
+
+    def scores(self, pieces: Sequence[str], *, first: bool, end: bool) -> Any:
+        """The log probabilities of these pieces' tokens; `first` is the choice's, `end` its end token as well."""
+        if self.alternatives is None or self.script.scores is not None:
+            return self.script.scores
+        tokens = [token for piece in pieces for token in self.script.tokens.get(piece, (piece,))]
+        if end and self.script.end_token is not None:
+            tokens.append(self.script.end_token)
+        written = chat_scores if self.chat else legacy_scores
+        return written(tokens, self.alternatives, unscored=1 if first and self.echoed else 0)
+
     def blocking(self) -> dict[str, Any]:
         choices = []
         for index in range(self.n):
-            text = "".join(self.pieces_of(index))
+            pieces = [piece for chunk in self.chunks_of(index) for piece in chunk]
+            text = "".join(pieces)
             content = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-            choices.append({"index": index, **content, "logprobs": None, "finish_reason": self.script.finish})
+            scores = self.scores(pieces, first=True, end=True)
+            choices.append(
+                {"index": index, **content, "logprobs": scores, "finish_reason": self.script.finish}
+            )
         usage = self.usage()
         return self.head() | {"choices": choices} | ({} if usage is None else {"usage": usage})
 
-    def event(self, index: int, text: str | None, finish: str | None) -> bytes:
+    def event(self, index: int, text: str | None, finish: str | None, scores: Any = None) -> bytes:
         if self.chat:
             content: dict[str, Any] = {"delta": {} if text is None else {"content": text}}
         else:
             content = {"text": text or ""}
-        choice = {"index": index, **content, "logprobs": None, "finish_reason": finish}
+        choice = {"index": index, **content, "logprobs": scores, "finish_reason": finish}
         return _event(self.head() | {"choices": [choice]})
 
     def texts(self) -> Iterator[bytes]:
         """The text events: a chunk of each choice in turn."""
-        each = [self.pieces_of(index) for index in range(self.n)]
+        each = [self.chunks_of(index) for index in range(self.n)]
         for k in range(len(each[0])):
             for index in range(self.n):
-                yield self.event(index, each[index][k], None)
+                chunk = each[index][k]
+                yield self.event(index, "".join(chunk), None, self.scores(chunk, first=k == 0, end=False))
 
     def trailer(self) -> bytes:
         events = b""
         if self.script.finish is not None:
-            events = b"".join(self.event(index, None, self.script.finish) for index in range(self.n))
+            scores = self.scores((), first=False, end=True) if self.script.end_token is not None else None
+            events = b"".join(self.event(index, None, self.script.finish, scores) for index in range(self.n))
         usage = self.usage()
         if usage is not None and self.include_usage:
             events += _event(self.head() | {"choices": [], "usage": usage})

@@ -11,9 +11,11 @@ import msgspec
 
 from headgate.config import ProviderSettings
 from headgate.core.completion import Choice, Chunk, Completion, Job
-from headgate.core.errors import ModelUnavailable, UpstreamError, UpstreamFailed
+from headgate.core.errors import InvalidRequest, ModelUnavailable, UpstreamError, UpstreamFailed
 from headgate.core.models import ModelSpec
+from headgate.core.ports import Tokenizer
 from headgate.providers import openai_wire as wire
+from headgate.providers.openai_choice import CheckedChoice, is_checked
 from headgate.providers.openai_stream import StreamedAnswer
 from headgate.providers.sse_reader import SSEReader
 from headgate.providers.upstream_errors import from_report, from_status
@@ -26,6 +28,7 @@ MAX_ERROR_BYTES = 64 * 1024
 STREAM_ALLOWANCE_BYTES = 1024 * 1024
 MAX_BYTES_PER_TOKEN = 4096
 """Of a stream, its wrapping included: what usual upstreams send for a token is a tenth of it."""
+MAX_BYTES_PER_ALTERNATIVE = 1024
 PATHS = {"completion": "/completions", "chat": "/chat/completions"}
 
 
@@ -36,6 +39,7 @@ class OpenAICompatible:
     """
 
     stream_only = False
+    tokenizer: Tokenizer | None = None
 
     def __init__(self, name: str, settings: ProviderSettings, api_key: str | None) -> None:
         self.name = name
@@ -49,8 +53,16 @@ class OpenAICompatible:
         return self._reason or model.broken
 
     async def count_prompt(self, job: Job) -> int | None:
-        """None: upstreams keep their tokenizers to themselves."""
-        return None
+        """Token ids count themselves; else None: upstreams keep their tokenizers to themselves."""
+        param = _impossible(job)
+        if param is not None:
+            what = "token ids as prompt" if param == "prompt" else param
+            raise InvalidRequest(
+                f"The model {job.model.name} answers this as a {job.shape} model and does not support {what} there.",
+                param=param,
+                code="unsupported_parameter",
+            )
+        return len(job.prompt) if isinstance(job.prompt, tuple) else None
 
     async def complete(self, job: Job, on_sent: Callable[[], None]) -> Completion:
         response = await self._open(job, on_sent, stream=False)
@@ -68,14 +80,7 @@ class OpenAICompatible:
         if [choice.index for choice in choices] != list(range(job.n)):
             raise UpstreamFailed(f"The provider {self.name} gave other choices than were asked for.")
         return Completion(
-            choices=tuple(
-                Choice(
-                    index=choice.index,
-                    text=(choice.text if choice.message is None else choice.message.content) or "",
-                    finish_reason=wire.finish_reason(choice.finish_reason),
-                )
-                for choice in choices
-            ),
+            choices=tuple(self._choice(job, choice) for choice in choices),
             usage=None if answer.usage is None else wire.usage_of(answer.usage),
         )
 
@@ -83,9 +88,14 @@ class OpenAICompatible:
         response = await self._open(job, on_sent, stream=True)
         try:
             await self._check_streamed(response)
+            checked = None
             reader = SSEReader()
             left = STREAM_ALLOWANCE_BYTES + job.n * job.max_tokens * MAX_BYTES_PER_TOKEN
-            answer = StreamedAnswer(self.name, job.n, self._key)
+            if is_checked(job):
+                checked = [CheckedChoice(self.name, job, index) for index in range(job.n)]
+                reader = SSEReader(MAX_ANSWER_BYTES)  # a whole scored prompt may come as one event
+                left += _surplus(job)
+            answer = StreamedAnswer(self.name, job.n, self._key, checked)
             while not answer.ended:
                 try:
                     block = await response.block()
@@ -116,6 +126,22 @@ class OpenAICompatible:
             raise ModelUnavailable(self._reason or "")
         return await self._http.open(PATHS[job.shape], self._encode(wire.call(job, stream=stream)), on_sent)
 
+    def _choice(self, job: Job, choice: wire.AnswerChoice) -> Choice:
+        text = (choice.text if choice.message is None else choice.message.content) or ""
+        if not is_checked(job):
+            return Choice(
+                index=choice.index, text=text, finish_reason=wire.finish_reason(choice.finish_reason)
+            )
+        checked = CheckedChoice(self.name, job, choice.index)
+        chunks = checked.take(text, choice.logprobs, choice.finish_reason or "stop")
+        entries = tuple(entry for chunk in chunks for entry in chunk.logprobs or ())
+        return Choice(
+            index=choice.index,
+            text="".join(chunk.text for chunk in chunks),
+            finish_reason=chunks[-1].finish_reason,
+            logprobs=None if job.logprobs is None else entries,
+        )
+
     def _decoded(self, body: bytes) -> wire.Answer:
         try:
             return self._decode(body)
@@ -138,6 +164,28 @@ class OpenAICompatible:
         except UpstreamError:
             body = b""  # the status alone says enough
         return from_status(self.name, response.status, response.headers, body, self._key)
+
+
+def _impossible(job: Job) -> str | None:
+    """The parameter of the job that its shape has no words for, if there is one."""
+    if job.shape == "completion":
+        return "response_format" if job.response_format is not None else None
+    if isinstance(job.prompt, tuple):
+        return "prompt"
+    if job.echo and (job.logprobs is not None or job.prompt is None):
+        return "echo"
+    if job.suffix:
+        return "suffix"
+    return "best_of" if job.best_of is not None else None
+
+
+def _surplus(job: Job) -> int:
+    """Bytes that echo and log probabilities may add to a stream."""
+    prompt = 0
+    if job.echo and job.prompt is not None:
+        prompt = len(job.prompt.encode()) if isinstance(job.prompt, str) else len(job.prompt)
+    scores = 0 if job.logprobs is None else (job.logprobs + 1) * MAX_BYTES_PER_ALTERNATIVE
+    return job.n * (prompt * (MAX_BYTES_PER_TOKEN + scores) + job.max_tokens * scores)
 
 
 def _unusable(settings: ProviderSettings, key: str | None) -> str | None:

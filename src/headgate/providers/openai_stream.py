@@ -9,6 +9,7 @@ import msgspec
 
 from headgate.core.completion import Chunk, Usage
 from headgate.core.errors import UpstreamError, UpstreamFailed
+from headgate.providers.openai_choice import CheckedChoice
 from headgate.providers.openai_wire import DONE, Answer, finish_reason, usage_of
 from headgate.providers.upstream_errors import from_report
 
@@ -19,17 +20,20 @@ class StreamedAnswer:
     """Collects what `n` choices still owe.
 
     `ended` is True when nothing more is to come, `failure` then says what went wrong, if anything did. Chunks
-    that came before a failure are still given.
+    that came before a failure are still given. `checked`: the choices, where their pieces are to be checked.
     """
 
-    __slots__ = ("_key", "_provider", "_seen", "_unfinished", "_usage", "ended", "failure", "n")
+    __slots__ = ("_checked", "_key", "_provider", "_seen", "_unfinished", "_usage", "ended", "failure", "n")
 
-    def __init__(self, provider: str, n: int, key: str | None) -> None:
+    def __init__(
+        self, provider: str, n: int, key: str | None, checked: Sequence[CheckedChoice] | None = None
+    ) -> None:
         self.n = n
         self.ended = False
         self.failure: UpstreamError | None = None
         self._provider = provider
         self._key = key
+        self._checked = checked
         self._seen: set[int] = set()
         self._unfinished = set(range(n))
         self._usage: Usage | None = None
@@ -56,7 +60,11 @@ class StreamedAnswer:
                         raise UpstreamFailed(f"The provider {self._provider} gave a choice nobody asked for.")
                     self._seen.add(index)
                     text = choice.text if choice.delta is None else choice.delta.content
-                    if choice.finish_reason is not None:
+                    if self._checked is not None:
+                        batch += self._checked[index].take(text or "", choice.logprobs, choice.finish_reason)
+                        if choice.finish_reason is not None:
+                            self._unfinished.discard(index)
+                    elif choice.finish_reason is not None:
                         self._unfinished.discard(index)
                         batch.append(Chunk(index, text or "", finish_reason(choice.finish_reason)))
                     elif text:
@@ -82,10 +90,14 @@ class StreamedAnswer:
     def _done(self, batch: list[Chunk]) -> None:
         if len(self._seen) < self.n:
             raise UpstreamFailed(f"The provider {self._provider} gave fewer choices than were asked for.")
-        self.ended = True
         # Some upstreams never give a reason; a proper end is a stop.
-        batch.extend(Chunk(index, "", "stop") for index in sorted(self._unfinished))
+        for index in sorted(self._unfinished):
+            if self._checked is not None:
+                batch += self._checked[index].take("", msgspec.Raw(), "stop")
+            else:
+                batch.append(Chunk(index, "", "stop"))
         self._unfinished.clear()
+        self.ended = True
 
     def _fail(self, error: UpstreamError) -> None:
         self.ended = True

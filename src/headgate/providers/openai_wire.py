@@ -8,27 +8,45 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from headgate.core.completion import FinishReason, Job, Message, Usage
+from headgate.core.completion import FinishReason, Job, Message, Prompt, ResponseFormat, Usage
 
 DONE = b"[DONE]"
 MAX_TOKENS_REPORTED = 2**40
 """A count beyond this is nonsense, not usage."""
 
 
+class JSONSchema(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    name: str | None = None
+    schema: msgspec.Raw | None = None
+    strict: bool | None = None
+
+
+class Format(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    type: str
+    json_schema: JSONSchema | None = None
+
+
 class Call(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A request body. What is None is not sent: the upstream's own default applies."""
 
     model: str
-    prompt: str | None = None
+    prompt: Prompt | None = None
     messages: tuple[Message, ...] | None = None
     max_tokens: int
     n: int | None = None
+    best_of: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: int | bool | None = None
+    top_logprobs: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    response_format: Format | None = None
     stream: bool | None = None
     stream_options: dict[str, bool] | None = None
 
@@ -43,10 +61,11 @@ class AnswerChoice(Struct, frozen=True, gc=False):
     delta: Content | None = None
     message: Content | None = None
     finish_reason: str | None = None
+    logprobs: msgspec.Raw = msgspec.Raw()
 
 
 class Answer(Struct, frozen=True, gc=False):
-    """A blocking answer or one event. `usage` and `error` are looked at only where they are."""
+    """A blocking answer or one event. `usage`, `error` and `logprobs` are looked at only where they matter."""
 
     choices: list[AnswerChoice] | None = None
     usage: Any = None
@@ -74,13 +93,11 @@ def finish_reason(given: str | None) -> FinishReason:
 def call(job: Job, *, stream: bool) -> Call:
     """The body of a job's call. A prompt in the chat shape is one user message."""
     sampling = job.sampling
-    messages = None
-    if job.shape == "chat":
-        messages = job.messages or (Message(role="user", content=job.prompt or ""),)
-    return Call(
+    chat = job.shape == "chat"
+    plain = Call(
         model=job.model.upstream_name,
-        prompt=job.prompt if messages is None else None,
-        messages=messages,
+        prompt=None if chat else job.prompt,
+        messages=_messages(job) if chat else None,
         max_tokens=job.max_tokens,
         n=job.n if job.n > 1 else None,
         temperature=sampling.temperature,
@@ -91,6 +108,45 @@ def call(job: Job, *, stream: bool) -> Call:
         stop=sampling.stop or None,
         stream=True if stream else None,
         stream_options={"include_usage": True} if stream else None,
+    )
+    # What few jobs ask for is added afterwards: a call of more than 15 keywords costs Python three times as much.
+    rare = _rare(job)
+    return msgspec.structs.replace(plain, **rare) if rare else plain
+
+
+def _rare(job: Job) -> dict[str, Any]:
+    """A chat has no words for echo; there the prompt is put first afterwards."""
+    chat = job.shape == "chat"
+    asked: dict[str, Any] = {}
+    if job.logprobs is not None:
+        asked["logprobs"] = True if chat else job.logprobs
+        if chat and job.logprobs:
+            asked["top_logprobs"] = job.logprobs
+    if job.echo and not chat:
+        asked["echo"] = True
+    if job.best_of is not None:
+        asked["n"], asked["best_of"] = job.n, job.best_of
+    if job.suffix:
+        asked["suffix"] = job.suffix
+    if job.sampling.logit_bias:
+        asked["logit_bias"] = {str(token): bias for token, bias in job.sampling.logit_bias}
+    if job.response_format is not None:
+        asked["response_format"] = _format(job.response_format)
+    return asked
+
+
+def _messages(job: Job) -> tuple[Message, ...]:
+    if job.messages:
+        return job.messages
+    return (Message(role="user", content=job.prompt if isinstance(job.prompt, str) else ""),)
+
+
+def _format(asked: ResponseFormat) -> Format:
+    if asked.kind == "json_object":
+        return Format(type=asked.kind)
+    schema = None if asked.schema is None else msgspec.Raw(asked.schema)
+    return Format(
+        type=asked.kind, json_schema=JSONSchema(name=asked.name, schema=schema, strict=asked.strict)
     )
 
 

@@ -5,12 +5,14 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from headgate.core.completion import Chunk, Completion, Job
 from headgate.core.errors import ModelUnavailable
 from headgate.core.models import ModelSpec
+from headgate.core.ports import Tokenizer
 
 
 class Unbuilt:
     """`reason` is what a client reads who asks for one of its models."""
 
     stream_only = False
+    tokenizer: Tokenizer | None = None
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from tests.support.jobs import job, model
 
-from headgate.core.completion import Message, Usage
+from headgate.core.completion import Message, TokenLogprob, Usage
 from headgate.core.errors import UpstreamTimeout
 from headgate.providers.fake import Fake, FakeAnswer
 
@@ -70,3 +70,37 @@ async def test_calls_are_remembered_as_they_went() -> None:
 async def test_it_can_be_unavailable_and_count_prompts() -> None:
     assert Fake(reason="set FAKE_KEY").unavailable(model()) == "set FAKE_KEY"
     assert await Fake(tokenizer=True).count_prompt(job(prompt="a b c")) == 3
+
+
+async def test_token_ids_are_words_of_their_own() -> None:
+    fake = Fake()
+    completion = await fake.complete(job(prompt=(7, 11), echo=True), nothing)
+    assert completion.choices[0].text == "t7 t11echo: t7 t11"
+    assert completion.usage == Usage(prompt_tokens=2, completion_tokens=3)
+    assert await fake.count_prompt(job(prompt=(7, 11))) == 2
+
+
+async def test_longer_words_are_less_likely_and_the_end_may_have_an_entry() -> None:
+    fake = Fake(default=FakeAnswer(text="a bcd", end_token=True))
+    found = (await fake.complete(job(logprobs=1), nothing)).choices[0].logprobs
+    assert found == (
+        TokenLogprob(b"a", -0.25, ((b"a", -0.25),)),
+        TokenLogprob(b" bcd", -0.625, ((b" bcd", -0.625),)),
+        TokenLogprob(b"", -0.125, ((b"", -0.125),), end=True),
+    )
+    cut = await fake.complete(job(logprobs=0, max_tokens=1), nothing)
+    assert cut.choices[0].logprobs == (TokenLogprob(b"a", -0.25),)
+
+
+async def test_of_several_candidates_the_likeliest_are_given_and_all_are_counted() -> None:
+    completion = await Fake(default=FakeAnswer(text="a b")).complete(job(n=2, best_of=11), nothing)
+    assert [(choice.index, choice.text) for choice in completion.choices] == [(0, "0:a b"), (1, "1:a b")]
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens == 22
+
+
+async def test_only_a_scored_prompt_can_be_asked_for() -> None:
+    completion = await Fake().complete(job(prompt="a b", echo=True, logprobs=0, max_tokens=0), nothing)
+    [choice] = completion.choices
+    assert (choice.text, choice.finish_reason) == ("a b", "length")
+    assert choice.logprobs == (TokenLogprob(b"a", None, None), TokenLogprob(b" b", -0.375))

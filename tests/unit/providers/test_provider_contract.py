@@ -10,7 +10,7 @@ from tests.support.script import Script
 from tests.support.upstream import Upstream
 
 from headgate.config import ProviderSettings
-from headgate.core.completion import Chunk, Job, Message, Usage
+from headgate.core.completion import Choice, Chunk, Job, Message, TokenLogprob, Usage
 from headgate.core.errors import GatewayError, UpstreamFailed
 from headgate.core.ports import Provider
 from headgate.providers.fake import Fake, FakeAnswer
@@ -26,6 +26,14 @@ class Stage(Protocol):
     provider: Provider
 
     def plain(self) -> None: ...
+    def counted(self) -> None:
+        """The answer is the same, and its tokens are really counted."""
+        ...
+
+    def ending(self) -> None:
+        """The end token is scored too."""
+        ...
+
     def held(self, at: int) -> None: ...
     def release(self) -> None: ...
     def broken(self, at: int) -> None: ...
@@ -42,6 +50,12 @@ class FakeStage:
 
     def plain(self) -> None:
         self.fake.default = FakeAnswer(text="".join(WORDS), usage=USAGE)
+
+    def counted(self) -> None:
+        self.fake.default = FakeAnswer(text="".join(WORDS))
+
+    def ending(self) -> None:
+        self.fake.default = FakeAnswer(text="".join(WORDS), usage=USAGE, end_token=True)
 
     def held(self, at: int) -> None:
         self.fake.default = FakeAnswer(text="".join(WORDS), usage=USAGE, gate=self.gate, gate_at=at)
@@ -74,6 +88,12 @@ class UpstreamStage:
 
     def plain(self) -> None:
         self._play()
+
+    def counted(self) -> None:
+        self.upstream.on("plain", Script(pieces=WORDS))
+
+    def ending(self) -> None:
+        self._play(end_token="<|endoftext|>")
 
     def held(self, at: int) -> None:
         self._play(hold_at=at)
@@ -158,6 +178,123 @@ async def test_n_choices_come_numbered_from_0_both_ways(stage: Stage) -> None:
     assert [text(chunks, index) for index in range(3)] == expected
     finished = sorted(chunk.index for chunk in chunks if chunk.finish_reason is not None)
     assert finished == [0, 1, 2]
+
+
+async def both(provider: Provider, asked: Job) -> tuple[tuple[Choice, ...], list[Chunk]]:
+    """The choices of the blocking answer and the chunks of the stream, which say the same."""
+    completion = await provider.complete(asked, Sent())
+    chunks = await collected(provider, asked, Sent())
+    for choice in completion.choices:
+        assert choice.text == text(chunks, choice.index)
+        assert [choice.finish_reason] == [
+            chunk.finish_reason for chunk in chunks if chunk.index == choice.index and chunk.finish_reason
+        ]
+        assert (choice.logprobs or ()) == entries(chunks, choice.index)
+    return completion.choices, chunks
+
+
+def entries(chunks: list[Chunk], index: int) -> tuple[TokenLogprob, ...]:
+    return tuple(entry for chunk in chunks if chunk.index == index for entry in chunk.logprobs or ())
+
+
+def joined(found: tuple[TokenLogprob, ...] | None) -> str:
+    return b"".join(entry.data for entry in found or ()).decode()
+
+
+ECHOES = [
+    job(prompt="say héllo", echo=True),
+    job(prompt="say héllo", echo=True, n=2),
+    job(prompt="say héllo", echo=True, logprobs=0),
+    job(prompt="say héllo", echo=True, logprobs=2, n=3),
+    job(prompt="say héllo", echo=True, logprobs=2, max_tokens=0),
+    job(prompt="say héllo", echo=True, shape="chat", n=2),
+]
+SCORED = [
+    job(logprobs=0),
+    job(logprobs=3, n=2),
+    job(logprobs=2, shape="chat"),
+    job(logprobs=1, prompt=(5, 6, 7)),
+    job(logprobs=1, prompt=(5, 6, 7), echo=True),
+    *(asked for asked in ECHOES if asked.logprobs is not None),
+]
+
+
+@pytest.mark.parametrize("asked", SCORED)
+async def test_log_probabilities_cover_the_text_and_are_the_same_both_ways(stage: Stage, asked: Job) -> None:
+    stage.plain()
+    choices, _ = await both(stage.provider, asked)
+    assert len(choices) == asked.n
+    for choice in choices:
+        assert choice.logprobs
+        assert joined(choice.logprobs) == choice.text
+        unscored = [entry for entry in choice.logprobs if entry.logprob is None]
+        assert unscored == ([choice.logprobs[0]] if asked.echo else [])
+        for entry in choice.logprobs:
+            if entry.logprob is None:
+                assert entry.top is None
+                continue
+            assert entry.logprob <= 0
+            assert entry.top is not None
+            assert len(entry.top) == asked.logprobs
+            assert list(entry.top) == sorted(entry.top, key=lambda pair: -pair[1])
+
+
+@pytest.mark.parametrize("asked", [job(), job(n=2), job(echo=True), job(prompt=(1, 2)), job(best_of=2)])
+async def test_nobody_gets_log_probabilities_unasked(stage: Stage, asked: Job) -> None:
+    stage.ending()
+    choices, chunks = await both(stage.provider, asked)
+    assert [choice.logprobs for choice in choices] == [None] * asked.n
+    assert {chunk.logprobs for chunk in chunks} == {None}
+
+
+async def test_an_end_token_is_scored_without_text(stage: Stage) -> None:
+    stage.ending()
+    [choice], _ = await both(stage.provider, job(logprobs=1))
+    assert choice.logprobs is not None
+    *others, last = choice.logprobs
+    assert (last.data, last.end) == (b"", True)
+    assert last.logprob is not None
+    assert not any(entry.end for entry in others)
+    assert joined(choice.logprobs) == choice.text == "one two three four"
+
+
+@pytest.mark.parametrize("asked", ECHOES)
+async def test_an_echoed_prompt_comes_first_in_every_choice(stage: Stage, asked: Job) -> None:
+    stage.plain()
+    choices, chunks = await both(stage.provider, asked)
+    for choice in choices:
+        assert choice.text.startswith("say héllo")
+        own = [chunk for chunk in chunks if chunk.index == choice.index]
+        echoed = [chunk for chunk in own if chunk.echoed]
+        assert own[: len(echoed)] == echoed
+        assert text(echoed, choice.index) == "say héllo"
+        assert {chunk.tokens for chunk in echoed} == {0}
+        if asked.logprobs is not None:
+            assert joined(entries(echoed, choice.index)) == "say héllo"
+
+
+async def test_a_prompt_alone_finishes_with_length(stage: Stage) -> None:
+    stage.plain()
+    [choice], _ = await both(stage.provider, job(echo=True, logprobs=0, max_tokens=0))
+    assert (choice.text, choice.finish_reason) == ("say hello", "length")
+
+
+async def test_all_candidates_are_counted_and_the_best_answered(stage: Stage) -> None:
+    stage.counted()
+    completion = await stage.provider.complete(job(n=2, best_of=4), Sent())
+    assert [choice.index for choice in completion.choices] == [0, 1]
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens == 4 * len(WORDS)
+
+
+async def test_token_ids_are_a_prompt_whose_length_is_known(stage: Stage) -> None:
+    stage.counted()
+    asked = job(prompt=(5, 6, 7))
+    assert await stage.provider.count_prompt(asked) == 3
+    completion = await stage.provider.complete(asked, Sent())
+    assert completion.choices[0].text == "one two three four"
+    assert completion.usage is not None
+    assert completion.usage.prompt_tokens == 3
 
 
 async def test_batches_are_never_empty(stage: Stage) -> None:

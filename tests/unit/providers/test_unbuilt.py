@@ -12,6 +12,7 @@ async def test_every_way_of_asking_gives_the_reason() -> None:
     provider: Provider = Unbuilt("anthropic", "not supported by this version")
     assert provider.name == "anthropic"
     assert provider.unavailable(model()) == "not supported by this version"
+    assert provider.tokenizer is None
     assert await provider.count_prompt(job()) is None
     with pytest.raises(ModelUnavailable, match="not supported"):
         await provider.complete(job(), lambda: None)
