@@ -21,7 +21,7 @@ HUGE = 10**400
 every_door = pytest.mark.parametrize("door", DOORS, ids=lambda door: door.name)
 each_dialect = pytest.mark.parametrize("door", BLOCKING, ids=lambda door: door.name)
 bearer_doors = pytest.mark.parametrize(
-    "door", [BY_NAME["openai"], BY_NAME["thiggle"]], ids=lambda door: door.name
+    "door", [BY_NAME["openai"], BY_NAME["chat"], BY_NAME["thiggle"]], ids=lambda door: door.name
 )
 
 
@@ -190,13 +190,15 @@ def number(field: str, low: float, high: float) -> tuple[Wrong, ...]:
 
 OPENAI = (
     Wrong(field="model", values=(7, True, [], {}, "", None)),
-    Wrong(field="prompt", values=(7, True, {}, [], [[]], [None], [True], [1.5], [{}], ["a", 1], ["a", [1]])),
+    Wrong(field="prompt", values=(7, True, {}, [], [None], [True], [1.5], [{}], ["a", 1], ["a", [1]])),
+    Wrong(field="prompt", values=([-1], [2**31], [HUGE], [[1], [-1]], [[1], 1], [[True]], [[1.5]], [["a"]])),
     Wrong(field="prompt", values=(None,)),
     *integer("best_of", 0, 20),
     Wrong(field="echo", values=NOT_BOOLEANS),
     *number("frequency_penalty", -2, 2),
     *number("presence_penalty", -2, 2),
     Wrong(field="logit_bias", values=([], "x", 7, {"5": "x"}, {"5": None}, {"5": 101}, {"5": -HUGE})),
+    Wrong(field="logit_bias", values=({"a": 1}, {"-1": 1}, {"5.0": 1}, {"": 1}, {str(2**31): 1})),
     *integer("logprobs", 0, 5),
     *integer("max_tokens", 0),
     Wrong(field="max_tokens", values=(4097, 10**9, 2**63, HUGE), allowed=("4096",)),
@@ -229,6 +231,32 @@ THIGGLE = (
     Wrong(field="stream", values=NOT_BOOLEANS),
 )
 SAID = {"role": "user", "content": "hi"}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+CHAT = (
+    Wrong(field="model", values=(7, True, [], {}, "", None)),
+    Wrong(field="messages", values=(7, "hi", {}, [], ["hi"], [7], [None], [SAID, {}], None)),
+    Wrong(field="messages", values=([{"content": "hi"}], [SAID | {"content": 7}], [SAID | {"role": 7}])),
+    Wrong(field="messages", values=([SAID | {"role": "User"}], [SAID | {"role": ""}], [SAID | {"content": [7]}])),
+    Wrong(field="logprobs", values=(1, "true", [])),
+    Wrong(field="top_logprobs", values=(1,)),
+    *integer("max_completion_tokens", 1),
+    *integer("max_tokens", 1),
+    Wrong(field="max_tokens", values=(4097, 10**9, HUGE), allowed=("4096",)),
+    *integer("n", 1, 128),
+    *number("frequency_penalty", -2, 2),
+    *number("presence_penalty", -2, 2),
+    Wrong(field="logit_bias", values=([], "x", 7, {"5": "x"}, {"5": None}, {"5": 101}, {"a": 1})),
+    Wrong(field="response_format", values=(7, "json", [], {}, {"type": "xml"}, {"type": "json_schema"})),
+    Wrong(field="response_format", values=(SCHEMA | {"json_schema": {"name": "x", "schema": 7}},)),
+    Wrong(field="seed", values=(*NOT_NUMBERS, 0.5, 2**63, HUGE, -HUGE)),
+    Wrong(field="stop", values=(7, True, {}, [7], [None])),
+    Wrong(field="stop", values=(["a", ""], "", LONG_STOPS), allowed=("4",)),
+    Wrong(field="stream", values=NOT_BOOLEANS),
+    Wrong(field="stream_options", values=(7, "x", [], True, {"include_usage": "yes"})),
+    *number("temperature", 0, 2),
+    *number("top_p", 0, 1),
+    Wrong(field="user", values=NOT_STRINGS),
+)
 GENSTACK = (
     Wrong(field="messages", values=(7, "hi", {}, [], ["hi"], [7], [None], [SAID, {}], None)),
     Wrong(field="messages", values=([{"role": "user"}], [{"content": "hi"}], [SAID | {"content": 7}])),
@@ -267,7 +295,7 @@ DIFY = (
         field="files", values=([{"type": "image", "transfer_method": "remote_url", "url": "http://x/y.png"}],)
     ),
 )
-FIELDS = {"openai": OPENAI, "thiggle": THIGGLE, "genstack": GENSTACK, "dify": DIFY}
+FIELDS = {"openai": OPENAI, "chat": CHAT, "thiggle": THIGGLE, "genstack": GENSTACK, "dify": DIFY}
 
 
 def cases() -> list[Any]:
@@ -293,7 +321,7 @@ async def test_a_wrong_value_is_refused_by_the_fields_name(
     if door.dialect != "dify":
         assert problem.field is not None
         assert problem.field.startswith(wrong.field)
-    if door.dialect in ("openai", "thiggle"):
+    if door.dialect in ("openai", "chat", "thiggle"):
         assert f"POST {door.path})" in problem.message or "for the model" in problem.message
 
 
@@ -313,6 +341,7 @@ MISSING = {
     "genstack": ("messages", "model"),
     "dify": ("inputs",),
     "openai": ("model", "prompt"),
+    "chat": ("model", "messages"),
     "thiggle": ("model", "prompt"),
 }
 
@@ -348,13 +377,20 @@ async def test_a_wrong_input_of_an_app_is_said_in_difys_words(
     assert (await assert_invalid(stage, door, alice, body)).message == message
 
 
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
 REFUSED_BY_NAME = {
-    "best_of": 2,
-    "echo": True,
-    "logprobs": 0,
-    "logit_bias": {"50256": -100},
-    "suffix": "the end",
-    "prompt": [1, 2, 3],
+    "tools": [TOOL],
+    "functions": [{"name": "now"}],
+    "tool_choice": "required",
+    "modalities": ["text", "audio"],
+    "audio": {"voice": "alloy", "format": "wav"},
+    "prediction": {"type": "content", "content": "x"},
+    "store": True,
+    "service_tier": "flex",
+    "reasoning_effort": "low",
+    "verbosity": "low",
+    "web_search_options": {},
+    "metadata": {"a": "b"},
 }
 
 
@@ -362,10 +398,82 @@ REFUSED_BY_NAME = {
 async def test_a_documented_parameter_that_cannot_be_honoured_is_refused_by_name(
     stage: Stage, alice: Caller, field: str
 ) -> None:
-    door = BY_NAME["openai"]
+    door = BY_NAME["chat"]
     _, body = door.question(alice, **{field: REFUSED_BY_NAME[field]})
     problem = await assert_invalid(stage, door, alice, body)
     assert (problem.field, problem.code) == (field, "unsupported_parameter")
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        SAID | {"content": [{"type": "text", "text": "what is this?"}, IMAGE]},
+        {"role": "tool", "tool_call_id": "1", "content": "4"},
+        {"role": "assistant", "content": "x", "tool_calls": [{"id": "1", "type": "function"}]},
+    ],
+    ids=["image", "tool", "tool calls"],
+)
+async def test_messages_of_kinds_that_cannot_be_sent_are_refused_by_place(
+    stage: Stage, alice: Caller, message: dict[str, Any]
+) -> None:
+    door = BY_NAME["chat"]
+    _, body = door.question(alice, messages=[SAID, message])
+    problem = await assert_invalid(stage, door, alice, body)
+    assert (problem.field or "").startswith("messages[1]")
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"echo": True, "suffix": ".", "logprobs": 1}, "suffix"),
+    ],
+    ids=str,
+)
+async def test_parameters_that_contradict_each_other_are_refused(
+    stage: Stage, alice: Caller, fields: dict[str, Any], field: str
+) -> None:
+    door = BY_NAME["openai"]
+    problem = await assert_invalid(stage, door, alice, door.question(alice, **fields)[1])
+    assert field in problem.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "numbers"),
+    [
+        ({"prompt": [1, 1024]}, "prompt", ("1024",)),
+        ({"prompt": [[1], [99_999]]}, "prompt", ("99999", "1024")),
+        ({"logit_bias": {"1024": 1}}, "logit_bias", ("1024",)),
+        ({"prompt": [5] * 300, "max_tokens": 256}, "max_tokens", ("300", "256", "512")),
+        ({"prompt": " dog" * 300, "max_tokens": 256}, "max_tokens", ("256", "512")),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+async def test_what_the_embedded_model_cannot_take_is_refused_with_the_numbers(
+    stage: Stage, alice: Caller, fields: dict[str, Any], field: str, numbers: tuple[str, ...]
+) -> None:
+    door = BY_NAME["openai"]
+    problem = await assert_invalid(stage, door, alice, door.question(alice, model="demo", **fields)[1])
+    assert problem.field == field
+    for number in numbers:
+        assert number in problem.message
+
+
+async def test_a_schema_that_no_grammar_can_hold_is_refused_before_anything_is_held(
+    stage: Stage, alice: Caller
+) -> None:
+    door = BY_NAME["chat"]
+    schema = {"type": "object", "properties": {"x": {"type": "string", "minLength": 10**9}}}
+    format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    problem = await assert_invalid(
+        stage, door, alice, door.question(alice, model="demo", response_format=format_)[1]
+    )
+    assert (problem.field or "").startswith("response_format")
 
 
 @pytest.mark.parametrize(
@@ -589,7 +697,7 @@ async def test_integral_floats_are_integers(stage: Stage, bob: Caller, door: Doo
 
 @bearer_doors
 async def test_both_names_of_a_limit_must_agree(stage: Stage, alice: Caller, bob: Caller, door: Door) -> None:
-    other = "max_completion_tokens" if door.dialect == "openai" else "max_new_tokens"
+    other = "max_completion_tokens" if door.dialect in ("openai", "chat") else "max_new_tokens"
     problem = await assert_invalid(stage, door, alice, door.question(alice, **{other: 9})[1])
     assert other in problem.message
     await assert_served(stage, door, bob, door.question(bob, **{other: 8})[1])

@@ -1,4 +1,4 @@
-"""One account's client that asks the same question in each of the four dialects, and reads their streams."""
+"""One account's client that asks the same question in each of the dialects, and reads their streams."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -9,10 +9,10 @@ import aiohttp
 from msgspec import Struct
 from tests.support.books import Books
 
-Dialect = Literal["genstack", "dify", "openai", "thiggle"]
+Dialect = Literal["genstack", "dify", "openai", "chat", "thiggle"]
 Ending = Literal["completed", "aborted", "error", "cut"]
 
-DIALECTS: tuple[Dialect, ...] = ("genstack", "dify", "openai", "thiggle")
+DIALECTS: tuple[Dialect, ...] = ("genstack", "dify", "openai", "chat", "thiggle")
 BOTH_WAYS: tuple[tuple[Dialect, bool], ...] = tuple(
     (dialect, stream) for dialect in DIALECTS for stream in (False, True)
 )
@@ -91,6 +91,13 @@ class Client:
                 }
                 bearer = {"Authorization": f"Bearer {self.app_key(str(model))}"}
                 return Ask(path="/completion-messages", headers=bearer, body=body | fields)
+            case "chat":
+                body = {
+                    "model": model,
+                    "messages": [{"role": "user", "content": text}],
+                    "max_tokens": max_tokens,
+                } | ({"stream": True} if stream else {})
+                return Ask(path="/v1/chat/completions", headers=bearer, body=body | fields)
             case "openai" | "thiggle":
                 body = {"model": model, "prompt": text, "max_tokens": max_tokens} | (
                     {"stream": True} if stream else {}
@@ -218,11 +225,18 @@ class Listener:
 def texts_of(answer: dict[str, Any]) -> list[str]:
     """The text in a blocking answer, or in one event of a stream."""
     if "choices" in answer:
-        return [choice["text"] for choice in answer["choices"]]
+        return [_text_of(choice) for choice in answer["choices"]]
     for name in ("output", "token", "answer"):
         if name in answer:
             return [answer[name]]
     return []
+
+
+def _text_of(choice: dict[str, Any]) -> str:
+    if "text" in choice:
+        return str(choice["text"])
+    part = choice["message"] if "message" in choice else choice["delta"]
+    return part.get("content") or ""
 
 
 def _ending_of(event: dict[str, Any]) -> Ending | None:

@@ -1,4 +1,4 @@
-"""The five APIs as doors to one gateway: how each is asked the same thing, and what each calls an error."""
+"""The five APIs, and chat, as doors to one gateway: how each is asked the same thing, and what each calls an error."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-DialectName = Literal["genstack", "dify", "openai", "thiggle"]
+DialectName = Literal["genstack", "dify", "openai", "chat", "thiggle"]
 JSON = {"Content-Type": "application/json"}
 
 
@@ -103,6 +103,10 @@ class Door(Struct, frozen=True, kw_only=True):
             headers["Authorization"] = f"Bearer {key}"
             mode = "streaming" if self.streams else "blocking"
             body = {"inputs": {"query": text}, "response_mode": mode, "user": "u1"}
+        elif self.dialect == "chat":
+            headers["Authorization"] = f"Bearer {caller.key}"
+            messages = [{"role": "user", "content": text}]
+            body = {"model": model, "messages": messages, "max_tokens": 8, "stream": self.streams}
         else:
             headers["Authorization"] = f"Bearer {caller.key}"
             body = {"model": model, "prompt": text, "max_tokens": 8, "stream": self.streams}
@@ -144,6 +148,8 @@ DOORS = (
     Door(name="openai-stream", dialect="openai", path="/v1/completions", streams=True),
     Door(name="thiggle", dialect="thiggle", path="/v1/completion"),
     Door(name="thiggle-stream", dialect="thiggle", path="/v1/completion", streams=True),
+    Door(name="chat", dialect="chat", path="/v1/chat/completions"),
+    Door(name="chat-stream", dialect="chat", path="/v1/chat/completions", streams=True),
 )
 BY_NAME = {door.name: door for door in DOORS}
 BLOCKING = tuple(door for door in DOORS if not door.streams)

@@ -8,6 +8,7 @@ from msgspec import Struct
 from headgate.config import Settings
 from headgate.core.money import Credits
 from headgate.dialects.base import Caps
+from headgate.dialects.chat import OpenAIChat
 from headgate.dialects.dify import Dify
 from headgate.dialects.genstack import Genstack
 from headgate.dialects.openai import OpenAICompletions
@@ -20,6 +21,7 @@ from headgate.web.genstack import GenstackEndpoints
 from headgate.web.health import HealthEndpoints
 from headgate.web.json_endpoints import JsonEndpoint
 from headgate.web.streaming import StreamTimes
+from headgate.web.tokenizer import TokenizerEndpoints
 from headgate.web.wire import Receive, Scope, Send
 
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -40,7 +42,8 @@ def route_table(settings: Settings, gateway: Gateway, public_url: Callable[[], s
     server = settings.server
     caps = Caps(max_choices=server.max_choices, max_models=server.max_models, max_stops=server.max_stops)
     credits = Credits(settings.credit_usd)
-    openai, thiggle, dify = OpenAICompletions(caps), Thiggle(caps), Dify(settings.apps)
+    openai, chat = OpenAICompletions(caps), OpenAIChat(caps)
+    thiggle, dify = Thiggle(caps), Dify(settings.apps)
     genstack, genstack_stream = Genstack(credits, streams=False), Genstack(credits, streams=True)
     endpoint = partial(
         CompletionEndpoint,
@@ -56,11 +59,13 @@ def route_table(settings: Settings, gateway: Gateway, public_url: Callable[[], s
     account, health = AccountEndpoints(gateway), HealthEndpoints(gateway)
     gen = GenstackEndpoints(gateway, genstack, server.env, public_url, server.max_body_bytes)
     siblings = DifyEndpoints(gateway, dify, server.max_body_bytes)
+    tokenizer = TokenizerEndpoints(gateway, server.max_body_bytes, open_to_all=server.open_tokenizer)
     return (
         completes(path="/", app=endpoint(genstack, tokens_only=True), dialect="genstack"),
         completes(path="/stream", app=endpoint(genstack_stream, tokens_only=True), dialect="genstack"),
         *both("/completion-messages", completes, app=endpoint(dify), dialect="dify"),
         *both("/completions", completes, app=endpoint(openai), dialect="openai"),
+        *both("/chat/completions", completes, app=endpoint(chat), dialect="chat"),
         completes(path="/v1/completion", app=endpoint(thiggle), dialect="thiggle"),
         _get("/", JsonEndpoint(genstack, gen.health), "genstack"),
         _post("/stream/shutdown", JsonEndpoint(genstack, gen.shutdown), "genstack"),
@@ -70,6 +75,9 @@ def route_table(settings: Settings, gateway: Gateway, public_url: Callable[[], s
         *both("/models", _get, JsonEndpoint(openai, account.models), "openai"),
         *both("/models/{id:path}", _get, JsonEndpoint(openai, account.model), "openai"),
         *both("/balance", _get, JsonEndpoint(openai, account.balance), "openai"),
+        *both("/tokenize", _post, JsonEndpoint(openai, tokenizer.tokenize), "openai"),
+        *both("/detokenize", _post, JsonEndpoint(openai, tokenizer.detokenize), "openai"),
+        *both("/tokenizer_info", _get, JsonEndpoint(openai, tokenizer.info), "openai"),
         _get("/livez", JsonEndpoint(openai, health.livez), "operations"),
         _get("/readyz", JsonEndpoint(openai, health.readyz), "operations"),
         _get("/metrics", JsonEndpoint(openai, health.metrics), "operations"),
