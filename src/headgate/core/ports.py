@@ -52,8 +52,11 @@ class Provider(Protocol):
     name: str
     stream_only: bool
     """True where `complete` has no cheaper way than collecting `stream`; the service then streams always."""
-    tokenizer: Tokenizer | None
-    """None where no tokenizer is at hand."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """None where no tokenizer is at hand."""
+        ...
 
     def unavailable(self, model: ModelSpec) -> str | None:
         """Why the model cannot be called at all (no key, broken file), or None."""

@@ -1,8 +1,8 @@
 """One engine process: how it is started, what it says, how it is ended.
 
 It runs in its own session (a Ctrl-C in the terminal is for the gateway alone), with an environment that holds no
-secrets, and listens on a unix socket in its own folder of mode 0700; where the path is too long for a socket it
-listens on loopback and wants a random key, which it reads from its stdin.
+secrets, and listens on two unix sockets in its own folder of mode 0700, the server's and the side door's; where
+their paths are too long for a socket it listens on loopback and wants a random key, which it reads from its stdin.
 """
 
 import asyncio
@@ -29,31 +29,44 @@ KEPT_LINE_LENGTH = 300
 _PASSED_VARIABLES = frozenset({"HOME", "LANG", "PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "VIRTUAL_ENV"})
 _PASSED_PREFIXES = ("CUDA_", "DYLD_", "GGML_", "LC_", "LD_", "OMP_", "PYTHON")
 _LOG_PREFIX = re.compile(r"^[\d.]+ [A-Z] (\w+ +)?")
-_WARNING_LINE = re.compile(r"^[\d.]+ W ")
+_WARNING_LINE = re.compile(r"^[\d.]+ W |^warning: ")
 _ERROR_LINE = re.compile(r"^[\d.]+ E |^error: ")
+
+
+class Doors(Struct, frozen=True, kw_only=True):
+    """Where an engine listens: llama.cpp's server, and the side door for what that lacks."""
+
+    engine: Address
+    side: Address
 
 
 class _ReadyLine(Struct):
     ready: str
+    side: str | int
 
 
 class Child:
     """A started engine process. Call `end` in any case; it leaves nothing behind but `folder`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, address: Address) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, doors: Doors, folder: Path) -> None:
         self._process = process
-        self._address = address
+        self._folder = folder
+        self._doors = doors
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._killed_because: str | None = None
         self._listener = asyncio.create_task(self._listen())
 
     @classmethod
     async def start(cls, file: str, arguments: Sequence[str], folder: Path) -> "Child":
-        """Start an engine for the model `file`, its socket in `folder`. OSError when that is impossible."""
-        address = Address(path=str(folder / "engine.sock"))
-        place = ["--socket", address.path]
-        if len(os.fsencode(address.path)) > MAX_SOCKET_PATH:
-            address, place = Address(key=secrets.token_hex(32)), []
+        """Start an engine for the model `file`, its sockets in `folder`. OSError when that is impossible."""
+        doors = Doors(
+            engine=Address(path=str(folder / "engine.sock")), side=Address(path=str(folder / "side.sock"))
+        )
+        place = ["--folder", str(folder), "--socket", doors.engine.path, "--side", doors.side.path]
+        key = ""
+        if len(os.fsencode(doors.engine.path)) > MAX_SOCKET_PATH:
+            key = secrets.token_hex(32)
+            doors, place = Doors(engine=Address(key=key), side=Address(key=key)), place[:2]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             # Not the current folder: a json.py in it must not become part of the engine.
@@ -69,9 +82,9 @@ class Child:
             env=_environment(os.environ),
             start_new_session=True,
         )
-        if address.key and process.stdin is not None:
-            process.stdin.write(f"{address.key}\n".encode())
-        return cls(process, address)
+        if key and process.stdin is not None:
+            process.stdin.write(f"{key}\n".encode())
+        return cls(process, doors, folder)
 
     @property
     def pid(self) -> int:
@@ -81,7 +94,7 @@ class Child:
     def running(self) -> bool:
         return self._process.returncode is None
 
-    async def ready(self, timeout: float) -> Address | None:
+    async def ready(self, timeout: float) -> Doors | None:
         """Where it listens, once it does. None when it ended before, or said nothing for `timeout` seconds."""
         assert self._process.stdout is not None  # noqa: S101  # it is a pipe
         try:
@@ -90,10 +103,13 @@ class Child:
                 if not line:
                     await self._process.wait()
                     return None
-            if self._address.path:
-                return self._address
-            url = msgspec.json.decode(line, type=_ReadyLine).ready
-            return Address(port=int(url.rsplit(":", 1)[1]), key=self._address.key)
+            if self._doors.engine.path:
+                return self._doors
+            said = msgspec.json.decode(line, type=_ReadyLine)
+            return Doors(
+                engine=Address(port=int(said.ready.rsplit(":", 1)[1]), key=self._doors.engine.key),
+                side=Address(port=int(said.side), key=self._doors.side.key),
+            )
         except (TimeoutError, ValueError):  # ValueError: not a ready line
             return None
 
@@ -111,7 +127,8 @@ class Child:
             return ending
         errors = () if was_ready else [line for line in lines if _ERROR_LINE.match(line)]
         # Where models lie is the operator's business: the health page is open to all.
-        said = _LOG_PREFIX.sub("", errors[0] if errors else lines[-1]).replace(file, Path(file).name)
+        said = _LOG_PREFIX.sub("", errors[0] if errors else lines[-1])
+        said = said.replace(file, Path(file).name).replace(f"{self._folder}{os.sep}", "")
         return f"{ending}: {said}"
 
     def kill(self, because: str) -> None:

@@ -3,20 +3,25 @@
 Everything that steers sampling is sent, since the engine's own defaults are not OpenAI's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from headgate.core.completion import Chunk, FinishReason, Job, Usage
 from headgate.core.errors import UpstreamFailed
 
+FAILED = "The embedded engine failed while answering."
+
 GREEDY_BELOW = 1e-3
 """Temperatures this small are greedy in effect, and dividing by them may overflow."""
 
+LONGEST_REST = 3
+"""Tokens that may still be wanted after the last one, to complete its character: one for each byte."""
+
 _SEEDS = 2**32 - 1
 _RANDOM_SEED = 2**32 - 1
-_FINISH_REASONS: dict[str, FinishReason] = {"eos": "stop", "word": "stop", "limit": "length"}
+FINISH_REASONS: dict[str, FinishReason] = {"eos": "stop", "word": "stop", "limit": "length"}
 
 
 class _Generate(Struct, frozen=True, kw_only=True):
@@ -30,6 +35,9 @@ class _Generate(Struct, frozen=True, kw_only=True):
     seed: int
     stop: tuple[str, ...]
     cache_prompt: bool
+    logit_bias: tuple[tuple[int, float], ...] | UnsetType = UNSET
+    grammar: str | UnsetType = UNSET
+    n_probs: int | UnsetType = UNSET
     stream: bool = True
     return_tokens: bool = True
     top_k: int = 0
@@ -57,15 +65,25 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_Event).decode
 
 
-def generate_body(job: Job, ids: Sequence[int]) -> bytes:
+def ends_here(job: Job) -> bool:
+    """Whether stop words and the length limit are watched by us, and tokens one by one, instead of by the engine.
+
+    Of a character that several tokens share it tells only the last token, and what of its text is held as a possible
+    stop word would be lost.
+    """
+    return job.logprobs is not None or not all(stop.isascii() for stop in job.sampling.stop)
+
+
+def generate_body(job: Job, ids: Sequence[int], grammar: str | None = None) -> bytes:
     """The request for one choice. `job.max_tokens` is at least 1."""
     sampling = job.sampling
+    watched = ends_here(job)
     temperature = 1.0 if sampling.temperature is None else sampling.temperature
     greedy = temperature < GREEDY_BELOW
     return _encode(
         _Generate(
             prompt=ids,
-            n_predict=job.max_tokens,
+            n_predict=job.max_tokens + LONGEST_REST if watched else job.max_tokens,
             temperature=0.0 if greedy else temperature,
             top_p=1.0 if sampling.top_p is None else sampling.top_p,
             presence_penalty=sampling.presence_penalty or 0.0,
@@ -74,24 +92,31 @@ def generate_body(job: Job, ids: Sequence[int]) -> bytes:
             repeat_last_n=job.max_tokens,
             # The engine's seeds are 32 bits wide, and the last one means "random".
             seed=_RANDOM_SEED if sampling.seed is None else sampling.seed % _SEEDS,
-            stop=sampling.stop,
+            stop=() if watched else sampling.stop,
             # A reused prefix changes batch shapes and with them near ties: repeatable calls start afresh.
             cache_prompt=not greedy and sampling.seed is None,
+            logit_bias=sampling.logit_bias or UNSET,
+            grammar=UNSET if grammar is None else grammar,
+            # None at all would mean no log probabilities: ask for one, and leave it out.
+            n_probs=max(1, job.logprobs or 0) if watched else UNSET,
         )
     )
 
 
 class Generation:
-    """Turns events into chunks, and keeps what has no text of its own yet."""
+    """Turns events into chunks, and keeps what has no text of its own yet. `decode`: the text of token ids."""
 
-    def __init__(self, job: Job, prompt_tokens: int) -> None:
+    def __init__(
+        self, job: Job, prompt_tokens: int, decode: Callable[[Sequence[int]], Awaitable[str]]
+    ) -> None:
         self._stops = bool(job.sampling.stop)
         self._prompt_tokens = prompt_tokens
+        self._text_of = decode
         self._counted = 0
         self._held: list[int] = []
         self._end: _Event | None = None
 
-    def read(self, payloads: Sequence[bytes]) -> list[Chunk]:
+    async def read(self, payloads: Sequence[bytes]) -> list[Chunk]:
         """Chunks of the text in these events. UpstreamFailed where the engine reports an error."""
         chunks: list[Chunk] = []
         for payload in payloads:
@@ -104,7 +129,7 @@ class Generation:
             elif event.stop:
                 self._end = event
             elif event.error is not None:
-                raise UpstreamFailed("The embedded engine failed while answering.")
+                raise UpstreamFailed(FAILED)
             else:
                 self._held += event.tokens
         return chunks
@@ -113,19 +138,18 @@ class Generation:
     def ended(self) -> bool:
         return self._end is not None
 
-    @property
-    def owed(self) -> Sequence[int]:
-        """Tokens whose text the engine will never send: what may begin a stop word, at the length limit."""
-        return self._held if self._stops and self._end is not None and self._end.stop_type == "limit" else ()
-
-    def last(self, text: str) -> Chunk:
-        """The chunk that ends an `ended` generation; `text` is that of the tokens owed."""
+    async def last(self) -> Chunk:
+        """The chunk that ends an `ended` generation."""
         assert self._end is not None  # noqa: S101  # see above
         generated = self._end.tokens_predicted
+        text = ""
+        if self._stops and self._held and self._end.stop_type == "limit":
+            # What may begin a stop word: the engine will never send it.
+            text = await self._text_of(self._held)
         return Chunk(
             0,
             text,
-            _FINISH_REASONS.get(self._end.stop_type, "stop"),
+            FINISH_REASONS.get(self._end.stop_type, "stop"),
             Usage(prompt_tokens=self._prompt_tokens, completion_tokens=generated),
             max(0, generated - self._counted),
         )

@@ -50,6 +50,8 @@ def spec_for(row: ModelSettings, path: str | PathLike[str]) -> ModelSpec:
         else money.margin_ppm(money.decimal(row.gross_margin_percent)),
         takes_n=False,
         bills_prompt_per_call=False,
+        logprobs=True,
+        constrains=True,
         file=fspath(path),
         broken=broken,
     )

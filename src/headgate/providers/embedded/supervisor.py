@@ -13,9 +13,10 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from headgate.config.settings import Precision
 from headgate.core.errors import Overloaded
 from headgate.providers.embedded import client
-from headgate.providers.embedded.child import Child
+from headgate.providers.embedded.child import Child, Doors
 from headgate.providers.embedded.client import Address, EngineGone, EngineRefusal
 
 State = Literal["starting", "up", "down", "failed"]
@@ -56,7 +57,8 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
 
 
 class Supervisor:
-    """One engine process for one model file. `name` is what operators know it by; `context` is in tokens per slot."""
+    """One engine process for one model file. `name` is what operators know it by; `context` is in tokens per slot;
+    `precision` as in EmbeddedSettings."""
 
     def __init__(
         self,
@@ -66,15 +68,19 @@ class Supervisor:
         slots: int,
         threads: int,
         context: int,
+        precision: Precision = "auto",
         restarts: Restarts | None = None,
         folder: Path | None = None,
     ) -> None:
         self._file = file
-        self._arguments = ("--slots", str(slots), "--threads", str(threads), "--context", str(context))
+        self._arguments = (
+            *("--slots", str(slots), "--threads", str(threads)),
+            *("--context", str(context), "--precision", precision),
+        )
         self._restarts = restarts or Restarts()
         self._folder = folder
         self._status = EngineStatus(model=name, state="starting")
-        self._address: Address | None = None
+        self._doors: Doors | None = None
         self._decided = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -88,9 +94,11 @@ class Supervisor:
 
     def address(self) -> Address:
         """Where the engine listens. Overloaded while it does not."""
-        if self._address is None:
-            raise Overloaded("The embedded engine is not ready; it is being started.", retry_after=1)
-        return self._address
+        return self._open_doors().engine
+
+    def side_address(self) -> Address:
+        """Where the engine's side door listens. Overloaded while it does not."""
+        return self._open_doors().side
 
     async def ready_or_failed(self, timeout: float) -> EngineStatus:
         """Wait until the engine has been up once, has failed, or `timeout` seconds passed."""
@@ -106,8 +114,13 @@ class Supervisor:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        self._address = None
+        self._doors = None
         self._status = msgspec.structs.replace(self._status, state="down", reason="closed", pid=None)
+
+    def _open_doors(self) -> Doors:
+        if self._doors is None:
+            raise Overloaded("The embedded engine is not ready; it is being started.", retry_after=1)
+        return self._doors
 
     async def _keep_alive(self) -> None:
         delay = self._restarts.first_s
@@ -148,8 +161,8 @@ class Supervisor:
         try:
             folder = Path(tempfile.mkdtemp(prefix="headgate-", dir=self._folder))
             child = await Child.start(self._file, self._arguments, folder)
-            address = await child.ready(self._restarts.ready_s)
-            if address is None:
+            doors = await child.ready(self._restarts.ready_s)
+            if doors is None:
                 if child.running:
                     self._fell(f"not ready within {self._restarts.ready_s:g} seconds")
                 else:
@@ -157,8 +170,8 @@ class Supervisor:
                     self._fell(child.ending(was_ready=False, file=self._file))
                 return None
             now = time.monotonic()
-            self._rise(child, address, now - began)
-            watcher = asyncio.create_task(self._watch(child, address))
+            self._rise(child, doors, now - began)
+            watcher = asyncio.create_task(self._watch(child, doors.engine))
             await child.ended()
             self._fell(child.ending(was_ready=True, file=self._file))
             return time.monotonic() - now
@@ -166,7 +179,7 @@ class Supervisor:
             self._fell(f"the engine cannot be started: {error.strerror}")
             return None
         finally:
-            self._address = None
+            self._doors = None
             if watcher is not None:
                 watcher.cancel()
             if child is not None:
@@ -183,7 +196,7 @@ class Supervisor:
                 async with asyncio.timeout(self._restarts.silence_s):
                     await self._answer(address)
             except TimeoutError:
-                self._address = None
+                self._doors = None
                 child.kill(f"silent for {self._restarts.silence_s:g} seconds")
                 return
 
@@ -199,8 +212,8 @@ class Supervisor:
             else:
                 return
 
-    def _rise(self, child: Child, address: Address, took_s: float) -> None:
-        self._address = address
+    def _rise(self, child: Child, doors: Doors, took_s: float) -> None:
+        self._doors = doors
         self._status = msgspec.structs.replace(self._status, state="up", pid=child.pid)
         log.info("engine up", model=self._status.model, pid=child.pid, took_s=round(took_s, 3))
         self._decided.set()

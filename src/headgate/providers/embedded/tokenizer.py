@@ -68,15 +68,42 @@ class Tokenizer:
         if job.messages is not None:
             segments = await self._conversation(job.messages, job)
         elif job.shape == "chat":
-            segments = await self._conversation((Message(role="user", content=job.prompt or ""),), job)
+            segments = await self._conversation((Message(role="user", content=_text(job)),), job)
         else:
-            prompt = job.prompt or ""
-            self._refuse_hopeless((prompt,), job)
+            prompt = _text(job)
+            self.refuse_hopeless((prompt,), job)
             segments = (Segment(prompt, job.plain),)
         ids: TokenIds = ()
         for index, segment in enumerate(segments):
-            ids += await self._tokenize(segment, first=index == 0)
+            ids += await self.tokenize(segment, special=index == 0)
         return ids or (self._start,)
+
+    async def tokenize(self, segment: Segment, *, special: bool) -> TokenIds:
+        """The segment's ids; `special`: with the tokens that the model wants around a text."""
+        if not segment.text and not special:
+            return ()
+        body = msgspec.json.encode(
+            _TokenizeRequest(content=segment.text, add_special=special, parse_special=not segment.plain)
+        )
+        # Per byte of text at most one token of at most ten digits and a comma.
+        reply = await self._post("/tokenize", body, 1024 + 11 * len(body))
+        return msgspec.json.decode(reply, type=_Tokens).tokens
+
+    def refuse_hopeless(self, contents: Sequence[str], job: Job) -> None:
+        """Refuse what is too long for the context even in longest tokens: tokenizing it is expensive."""
+        if not self._longest:
+            return
+        size = sum(map(len, contents))
+        if size > self._context:
+            size = sum(len(content.encode()) for content in contents)
+        least = -(-size // self._longest)
+        if least > self._context:
+            raise InvalidRequest(
+                f"The prompt has at least {least} tokens; the model {job.model.name} takes at most {self._context}.",
+                param="prompt" if job.messages is None else "messages",
+                code="context_length_exceeded",
+                allowed=f"at most {self._context} tokens",
+            )
 
     async def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids: without special tokens and without half a character at the end."""
@@ -89,7 +116,7 @@ class Tokenizer:
 
     async def _conversation(self, messages: tuple[Message, ...], job: Job) -> tuple[Segment, ...]:
         contents = [message.content for message in messages]
-        self._refuse_hopeless(contents, job)
+        self.refuse_hopeless(contents, job)
         mark = secrets.token_hex(16)
         # A tab on both sides shows whether the template trims what it inserts.
         marked = [
@@ -147,28 +174,7 @@ class Tokenizer:
                 start = text.find(special, start + 1)
         return spans
 
-    async def _tokenize(self, segment: Segment, first: bool) -> TokenIds:
-        if not segment.text and not first:
-            return ()
-        body = msgspec.json.encode(
-            _TokenizeRequest(content=segment.text, add_special=first, parse_special=not segment.plain)
-        )
-        # Per byte of text at most one token of at most ten digits and a comma.
-        reply = await self._post("/tokenize", body, 1024 + 11 * len(body))
-        return msgspec.json.decode(reply, type=_Tokens).tokens
 
-    def _refuse_hopeless(self, contents: Sequence[str], job: Job) -> None:
-        """Refuse what is too long for the context even in longest tokens: tokenizing it is expensive."""
-        if not self._longest:
-            return
-        size = sum(map(len, contents))
-        if size > self._context:
-            size = sum(len(content.encode()) for content in contents)
-        least = -(-size // self._longest)
-        if least > self._context:
-            raise InvalidRequest(
-                f"The prompt has at least {least} tokens; the model {job.model.name} takes at most {self._context}.",
-                param="prompt" if job.messages is None else "messages",
-                code="context_length_exceeded",
-                allowed=f"at most {self._context} tokens",
-            )
+def _text(job: Job) -> str:
+    assert not isinstance(job.prompt, tuple)  # noqa: S101  # ids are not tokenized
+    return job.prompt or ""

@@ -3,11 +3,12 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from headgate.config import EmbeddedSettings, ModelSettings, demo_model_path
-from headgate.core.completion import Job, Message, Sampling
+from headgate.core.completion import Job, Message, Prompt, ResponseFormat, Sampling
 from headgate.core.models import ModelSpec
 from headgate.providers.embedded.provider import EmbeddedProvider
 from headgate.providers.embedded.spec import spec_for
@@ -27,7 +28,7 @@ def build_job(demo: ModelSpec) -> BuildJob:
     """`build_job("prompt", max_tokens=…, temperature=…)`: a raw prompt, or a conversation with `messages`."""
 
     def build(
-        prompt: str | None = None,
+        prompt: Prompt | None = None,
         *,
         messages: tuple[Message, ...] | None = None,
         model: ModelSpec = demo,
@@ -35,6 +36,10 @@ def build_job(demo: ModelSpec) -> BuildJob:
         plain: bool = False,
         chat: bool = False,
         request_id: str = "request",
+        logprobs: int | None = None,
+        echo: bool = False,
+        suffix: str | None = None,
+        response_format: ResponseFormat | None = None,
         **sampling: object,
     ) -> Job:
         return Job(
@@ -45,6 +50,10 @@ def build_job(demo: ModelSpec) -> BuildJob:
             messages=messages,
             plain=plain,
             max_tokens=max_tokens,
+            logprobs=logprobs,
+            echo=echo,
+            suffix=suffix,
+            response_format=response_format,
             sampling=Sampling(**sampling),  # type: ignore[arg-type]  # tests pass what Sampling takes
         )
 
@@ -57,7 +66,7 @@ async def start_provider(demo: ModelSpec) -> AsyncIterator[StartProvider]:
     async with AsyncExitStack() as stack:
 
         async def start(
-            *specs: ModelSpec, restarts: Restarts | None = None, folder: Path | None = None, **settings: int
+            *specs: ModelSpec, restarts: Restarts | None = None, folder: Path | None = None, **settings: Any
         ) -> EmbeddedProvider:
             provider = EmbeddedProvider(
                 specs or (demo,), EmbeddedSettings(**settings), restarts=restarts, folder=folder

@@ -216,11 +216,11 @@ async def test_a_prompt_may_fill_the_context_up_to_one_token(
     start_provider: StartProvider, build_job: BuildJob, demo: ModelSpec
 ) -> None:
     provider = await start_provider()
-    job = build_job("a" * 200, max_tokens=1)
+    prompt = "a" * 200
+    job = build_job(prompt, max_tokens=1)
     while (count := await provider.count_prompt(job)) < demo.context_window - 1:
-        job = msgspec.structs.replace(
-            job, prompt=(job.prompt or "") + " a" * (demo.context_window - 1 - count)
-        )
+        prompt += " a" * (demo.context_window - 1 - count)
+        job = msgspec.structs.replace(job, prompt=prompt)
     answer = await provider.complete(job, ignore)
     assert answer.usage == Usage(prompt_tokens=demo.context_window - 1, completion_tokens=1)
 

@@ -18,6 +18,7 @@ def test_the_demo_model_has_the_documented_prices_and_limits() -> None:
     assert spec.max_input_tokens == spec.context_window >= 512
     assert spec.max_output_tokens == spec.context_window // 2
     assert (spec.mode, spec.takes_n, spec.bills_prompt_per_call) == ("both", False, False)
+    assert (spec.logprobs, spec.constrains) == (True, True)
     assert spec.file == str(demo_model_path())
     assert spec.broken is None
 
