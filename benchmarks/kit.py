@@ -25,18 +25,24 @@ class BenchmarkError(Exception):
 
 
 class Cores(Struct, frozen=True, kw_only=True):
-    """Where things run: what is measured on `target`, mock and load on `kit`."""
+    """Where things run: what is measured on `target`, mock and load on `kit`. None: wherever the system likes."""
 
-    target: int
-    kit: int
+    target: int | None
+    kit: int | None
+
+
+ANYWHERE = Cores(target=None, kit=None)
 
 
 class Workload(Struct, frozen=True, kw_only=True):
-    """One kind of request, sent over so many connections at once."""
+    """One kind of request, sent over so many connections at once. `more` are further fields of its body."""
 
     name: str
     streamed: bool
     connections: int
+    prompt: str = "Tell me about the harbour."
+    max_tokens: int = 128
+    more: dict[str, object] = {}
 
 
 BLOCKING = Workload(name="blocking", streamed=False, connections=32)
@@ -74,8 +80,11 @@ def choose_cores() -> Cores:
 
 
 @contextmanager
-def pinned(core: int) -> Iterator[None]:
+def pinned(core: int | None) -> Iterator[None]:
     """Processes started inside inherit the core, with every thread they will ever have."""
+    if core is None:
+        yield
+        return
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -111,15 +120,16 @@ def mock_upstream(cores: Cores) -> Iterator[int]:
         stop(process)
 
 
-def put_under_load(target: Target, workload: Workload, seconds: float, cores: Cores) -> LoadResult:
-    """Load the target for so long. BenchmarkError if a single answer is not a complete 200."""
-    body: dict[str, object] = {
-        "model": target.model,
-        "prompt": "Tell me about the harbour.",
-        "max_tokens": 128,
-    }
+def request_body(target: Target, workload: Workload) -> dict[str, object]:
+    body = {"model": target.model, "prompt": workload.prompt, "max_tokens": workload.max_tokens}
     if workload.streamed:
         body["stream"] = True
+    return body | workload.more
+
+
+def put_under_load(target: Target, workload: Workload, seconds: float, cores: Cores) -> LoadResult:
+    """Load the target for so long. BenchmarkError if a single answer is not a complete 200."""
+    body = request_body(target, workload)
     command = [
         str(BIN / "load"),
         "-p",

@@ -29,6 +29,7 @@ typedef enum { HEAD, SIZED, CHUNK_SIZE, CHUNK, CHUNK_END, LAST_CHUNK } Part;
 typedef struct {
     int fd;
     bool waiting; /* a request is out */
+    bool used;    /* an answer came over it */
     uint64_t sent_at, first_byte_at;
     /* where in the answer we are */
     Part part;
@@ -101,7 +102,7 @@ static void dial(Connection *connection) {
     setsockopt(connection->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     struct epoll_event interest = {.events = EPOLLIN, .data.ptr = connection};
     epoll_ctl(epoll, EPOLL_CTL_ADD, connection->fd, &interest);
-    connection->waiting = false;
+    connection->waiting = connection->used = false;
 }
 
 static void redial(Connection *connection) {
@@ -227,6 +228,7 @@ static void count_error(const Connection *connection, const char *why) {
 static void count_answer(Connection *connection) {
     uint64_t now = now_us();
     connection->waiting = false;
+    connection->used = true;
     if (connection->status != 200) count_error(connection, "status is not 200");
     else if (connection->streamed && !connection->done) count_error(connection, "the stream ended without [DONE]");
     else {
@@ -241,6 +243,12 @@ static void receive(Connection *connection) {
     static char bytes[READ_BYTES];
     ssize_t length = read(connection->fd, bytes, sizeof bytes);
     if (length <= 0) {
+        if (connection->waiting && connection->used && !connection->first_byte_at) {
+            /* Closed after the last answer without a word: any client asks again on a new one. */
+            redial(connection);
+            ask(connection);
+            return;
+        }
         if (connection->waiting) {
             connection->head[connection->head_length] = 0;
             count_error(connection, "the connection broke");

@@ -1,4 +1,4 @@
-"""python -m benchmarks.run: measure the gateway next to nginx and print one table. README.md explains it."""
+"""python -m benchmarks.run: measure the gateway next to nginx and next to its own engine. README.md explains it."""
 
 import argparse
 import os
@@ -6,12 +6,13 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 
-from benchmarks import table, targets
+from benchmarks import embedded, scoring, table, targets
 from benchmarks.kit import (
     BLOCKING,
     STREAMED,
@@ -34,8 +35,18 @@ ON_DISK = os.environ.get("TMPDIR", "/var/tmp")
 def main() -> int:
     options = parse_options()
     try:
+        build()
+        if len(set(msgspec.structs.astuple(choose_cores()))) == 1:
+            print(
+                "only one core may be used: load and target share it, and latencies mean nothing",
+                file=sys.stderr,
+            )
         with tempfile.TemporaryDirectory(prefix="headgate-benchmark-", dir=ON_DISK) as folder:
-            run(options, Path(folder))
+            for part, measure_part in PARTS.items():
+                if options.only in (None, part):
+                    own = Path(folder) / part
+                    own.mkdir()
+                    measure_part(options, own)
     except BenchmarkError as error:
         print(f"benchmark failed: {error}", file=sys.stderr)
         return 1
@@ -47,7 +58,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="rounds, interleaved over the targets (5)")
     parser.add_argument("--seconds", type=float, help="load per target and workload in a round (2)")
     parser.add_argument("--quick", action="store_true", help="2 rounds of half a second: does it run at all")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there too")
+    parser.add_argument("--only", choices=PARTS, help="measure just this part")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every sample of the gateway there too"
+    )
     parser.add_argument("--profile", action="store_true", help="afterwards sample the gateway with py-spy")
     options = parser.parse_args()
     options.rounds = options.rounds or (2 if options.quick else 5)
@@ -55,13 +69,8 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, folder: Path) -> None:
-    build()
+def run_gateway(options: argparse.Namespace, folder: Path) -> None:
     cores = choose_cores()
-    if cores.target == cores.kit:
-        print(
-            "only one core may be used: load and target share it, and latencies mean nothing", file=sys.stderr
-        )
     with ExitStack() as stack:
         upstream = stack.enter_context(mock_upstream(cores))
         running = start(stack, folder, upstream, cores)
@@ -85,6 +94,21 @@ def run(options: argparse.Namespace, folder: Path) -> None:
             gateway = next(target for target in running if target.name == "headgate")
             for workload in WORKLOADS:
                 print(profile(gateway, workload, max(options.seconds, 5), cores))
+
+
+def run_embedded(options: argparse.Namespace, folder: Path) -> None:
+    embedded.run(folder, options.rounds, options.seconds)
+
+
+def run_scoring(options: argparse.Namespace, folder: Path) -> None:
+    scoring.run(folder, options.rounds)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Path], None]] = {
+    "gateway": run_gateway,
+    "embedded": run_embedded,
+    "scoring": run_scoring,
+}
 
 
 def start(stack: ExitStack, folder: Path, upstream: int, cores: Cores) -> list[Target]:

@@ -42,14 +42,15 @@ def render(targets: Sequence[Target], samples: Sequence[Sample], memories: Seque
     }
     for title, values in sizes.items():
         rows.append(["process", title, *map(_megabytes, values), *("" for _ in compared)])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _megabytes(size: int | None) -> str:
     return "–" if size is None else f"{size / 1e6:.0f}"
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
+    """A Markdown table; the first row is its head, the first two columns are titles."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

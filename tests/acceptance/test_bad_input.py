@@ -236,7 +236,9 @@ CHAT = (
     Wrong(field="model", values=(7, True, [], {}, "", None)),
     Wrong(field="messages", values=(7, "hi", {}, [], ["hi"], [7], [None], [SAID, {}], None)),
     Wrong(field="messages", values=([{"content": "hi"}], [SAID | {"content": 7}], [SAID | {"role": 7}])),
-    Wrong(field="messages", values=([SAID | {"role": "User"}], [SAID | {"role": ""}], [SAID | {"content": [7]}])),
+    Wrong(
+        field="messages", values=([SAID | {"role": "User"}], [SAID | {"role": ""}], [SAID | {"content": [7]}])
+    ),
     Wrong(field="logprobs", values=(1, "true", [])),
     Wrong(field="top_logprobs", values=(1,)),
     *integer("max_completion_tokens", 1),

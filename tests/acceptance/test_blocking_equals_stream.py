@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 from msgspec import Struct
+from tests.support.client import texts_of
 from tests.support.house import ACME, House, Reply, model_row, open_house
 from tests.support.script import Script
 
@@ -24,7 +25,10 @@ gross_margin_percent = "12.5"
 variables = [{{ name = "query", type = "paragraph", required = true }}]
 """
 MODELS = ("demo", "acme-large", "acme-chat")
-DIALECTS = ("genstack", "dify", "openai", "thiggle")
+DIALECTS = ("genstack", "dify", "openai", "chat", "thiggle")
+PATHS = {"openai": "/v1/completions", "chat": "/v1/chat/completions", "thiggle": "/v1/completion"}
+"""Those whose answers have choices."""
+
 CONFIG = (
     ACME
     + model_row("acme-large")
@@ -75,11 +79,14 @@ async def ask(
             key = house.books.key("demo", str(model))
             reply = await house.post("/completion-messages", body | fields, key)
         case _:
-            path = "/v1/completions" if dialect == "openai" else "/v1/completion"
-            body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 32, "stream": stream}
-            if dialect == "openai":
+            body = {"model": model, "temperature": 0, "max_tokens": 32, "stream": stream}
+            if dialect == "chat":
+                body["messages"] = [{"role": "user", "content": prompt}]
+            else:
+                body["prompt"] = prompt
+            if dialect != "thiggle":
                 body["stream_options"] = {"include_usage": True}
-            reply = await house.post(path, body | fields)
+            reply = await house.post(PATHS[dialect], body | fields)
     assert reply.status == 200, reply.body
     texts, finish_reasons, usage = (_streamed if stream else _whole)(dialect, reply)
     charged = before - house.balance()
@@ -106,7 +113,7 @@ def _whole(dialect: str, reply: Reply) -> tuple[list[str], list[str | None], dic
             return [answer["answer"]], [None], _without(answer["metadata"]["usage"], "latency")
     choices = answer["choices"]
     usage = _without(answer["usage"], "prediction_time_ms")
-    return [choice["text"] for choice in choices], [choice["finish_reason"] for choice in choices], usage
+    return texts_of(answer), [choice["finish_reason"] for choice in choices], usage
 
 
 def _streamed(dialect: str, reply: Reply) -> tuple[list[str], list[str | None], dict[str, Any]]:
@@ -128,10 +135,11 @@ def _streamed(dialect: str, reply: Reply) -> tuple[list[str], list[str | None], 
     assert last["choices"] == []
     texts: dict[int, str] = {}
     reasons: dict[int, str | None] = {}
-    for (choice,) in (chunk["choices"] for chunk in chunks):
+    for chunk in chunks:
+        (choice,), (text,) = chunk["choices"], texts_of(chunk)
         index = choice["index"]
         assert reasons.get(index) is None, "text after the finish reason"
-        texts[index] = texts.get(index, "") + choice["text"]
+        texts[index] = texts.get(index, "") + text
         reasons[index] = choice["finish_reason"]
     usage = _without(last["usage"], "prediction_time_ms")
     return [texts[index] for index in sorted(texts)], [reasons[index] for index in sorted(texts)], usage
@@ -158,14 +166,15 @@ async def test_a_plain_request(house: House, dialect: str, model: str) -> None:
     assert outcome.charged > 0
     if model != "demo":
         # A conversation reaches a model that only completes as a transcript.
-        said = f"User: {PROMPT} Assistant:" if (dialect, model) == ("genstack", "acme-large") else PROMPT
+        spoken = dialect in ("genstack", "chat")
+        said = f"User: {PROMPT} Assistant:" if spoken and model == "acme-large" else PROMPT
         assert outcome.texts == [f"echo: {said}"]
         words = len(said.split())
         exact = words * 500 + (1 + words) * 1500
         assert outcome.charged == (exact if dialect != "dify" else -(-exact * 8 // 7))
 
 
-@pytest.mark.parametrize("dialect", ["openai", "thiggle"])
+@pytest.mark.parametrize("dialect", PATHS)
 @pytest.mark.parametrize("model", MODELS)
 async def test_an_answer_cut_at_its_limit(house: House, dialect: str, model: str) -> None:
     house.up.on(model, Script(pieces=("alpha", " beta"), finish="length"))
@@ -174,7 +183,7 @@ async def test_an_answer_cut_at_its_limit(house: House, dialect: str, model: str
     assert outcome.usage["completion_tokens"] == 2
 
 
-@pytest.mark.parametrize("dialect", ["openai", "thiggle"])
+@pytest.mark.parametrize("dialect", PATHS)
 async def test_an_answer_that_meets_a_stop_sequence(house: House, dialect: str) -> None:
     whole = await ask(house, dialect, "demo", stream=False, max_tokens=64)
     stop = whole.texts[0].split()[4]
@@ -184,7 +193,7 @@ async def test_an_answer_that_meets_a_stop_sequence(house: House, dialect: str) 
     assert outcome.charged < whole.charged
 
 
-@pytest.mark.parametrize("dialect", ["genstack", "openai", "thiggle"])
+@pytest.mark.parametrize("dialect", ["genstack", *PATHS])
 async def test_an_answer_whose_limit_was_not_given(house: House, dialect: str) -> None:
     limit = "maxOutputTokens" if dialect == "genstack" else "max_tokens"
     outcome = await both(house, dialect, "demo", **{limit: None})
@@ -201,8 +210,16 @@ async def test_several_prompts_and_choices(house: House, model: str) -> None:
     )
 
 
-async def test_seeded_choices_at_full_temperature(house: House) -> None:
-    outcome = await both(house, "openai", "demo", n=3, seed=5, temperature=1)
+@pytest.mark.parametrize("model", MODELS)
+async def test_several_choices_of_a_conversation(house: House, model: str) -> None:
+    outcome = await both(house, "chat", model, n=3, max_tokens=12)
+    assert len(outcome.texts) == len(outcome.finish_reasons) == 3
+    assert outcome.usage["completion_tokens"] == sum(row.completion_tokens for row in outcome.rows)
+
+
+@pytest.mark.parametrize("dialect", ["openai", "chat"])
+async def test_seeded_choices_at_full_temperature(house: House, dialect: str) -> None:
+    outcome = await both(house, dialect, "demo", n=3, seed=5, temperature=1)
     assert len(set(outcome.texts)) == 3
 
 
@@ -247,7 +264,7 @@ async def test_whatever_the_upstream_s_way_of_answering(house: House, dialect: s
         house.up.on(model, script)
         outcome = await both(house, dialect, model)
         assert outcome.texts == ["".join(script.pieces or ())]
-        if dialect in ("openai", "thiggle"):
+        if dialect in PATHS:
             reason = {"eos": "stop", None: "stop"}.get(script.finish, script.finish)
             assert outcome.finish_reasons == [reason]
         (row,) = outcome.rows

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.catalogue import INPUT, OUTPUT, catalogue
-from tests.support.client import DIALECTS, Client, error_of
+from tests.support.client import BOTH_WAYS, DIALECTS, Client, error_of
 from tests.support.site import Site, open_site
 
 from headgate.config import Settings
@@ -20,10 +20,12 @@ pytestmark = pytest.mark.process
 NANO = 10**9
 NAMES = ("plain", "held", "held-after-2")
 DEADLINE_S = 1.0
+EVERY_WAY = len(BOTH_WAYS)
 OVERLOADED = {
     "genstack": "GatewayError",
     "dify": "completion_request_error",
     "openai": "server_error",
+    "chat": "server_error",
     "thiggle": "server_error",
 }
 
@@ -65,18 +67,17 @@ async def test_a_draining_server_finishes_what_runs_and_refuses_what_comes(tmp_p
         for listener in listeners:
             await listener.hear(2)
         blocking = [asyncio.ensure_future(client.blocking(dialect, "held")) for dialect in DIALECTS]
-        await site.request(7)
+        await site.request(EVERY_WAY - 1)
         terminate(site)
         await draining(client)
 
-        for dialect in DIALECTS:
-            for stream in (False, True):
-                async with await client.send(client.ask(dialect, "plain", stream=stream)) as response:
-                    assert response.status == 503
-                    assert error_of(dialect, await response.json()) == OVERLOADED[dialect]
-                    assert 1 <= int(response.headers["Retry-After"]) <= 120
+        for dialect, stream in BOTH_WAYS:
+            async with await client.send(client.ask(dialect, "plain", stream=stream)) as response:
+                assert response.status == 503
+                assert error_of(dialect, await response.json()) == OVERLOADED[dialect]
+                assert 1 <= int(response.headers["Retry-After"]) <= 120
         assert (await client.get("/livez"))[0] == 200
-        assert site.asked == 8
+        assert site.asked == EVERY_WAY
         assert site.server.process is not None
         assert site.server.process.returncode is None
 
@@ -87,7 +88,7 @@ async def test_a_draining_server_finishes_what_runs_and_refuses_what_comes(tmp_p
         for status, answer in await asyncio.gather(*blocking):
             assert status == 200, answer
         assert await exit_status(site) == 0
-        rows = await site.books.settled(client.account, 8)
+        rows = await site.books.settled(client.account, EVERY_WAY)
         for row in rows:
             assert (row.error, row.completion_tokens) == (None, 4)
             assert row.price == row.prompt_tokens * INPUT + 4 * OUTPUT
@@ -116,7 +117,7 @@ async def test_what_never_ends_is_stopped_and_settled_before_the_deadline(tmp_pa
         for listener in listeners:
             await listener.hear(2)
         blocking = {dialect: asyncio.ensure_future(client.blocking(dialect, "held")) for dialect in DIALECTS}
-        await site.request(7)
+        await site.request(EVERY_WAY - 1)
         terminate(site)
         # The process also closes its engine and connections, within moments.
         assert await exit_status(site, DEADLINE_S + 2) == 0
@@ -127,10 +128,10 @@ async def test_what_never_ends_is_stopped_and_settled_before_the_deadline(tmp_pa
         for dialect, answered in blocking.items():
             status, answer = await answered
             assert (status, error_of(dialect, answer)) == (503, OVERLOADED[dialect])
-        for index in range(8):
+        for index in range(EVERY_WAY):
             async with asyncio.timeout(1):
                 await (await site.request(index)).closed.wait()
-        rows = await site.books.settled(client.account, 8)
+        rows = await site.books.settled(client.account, EVERY_WAY)
         for row in rows:
             if row.stream:
                 assert 0 < row.price == row.prompt_tokens * INPUT + row.completion_tokens * OUTPUT

@@ -1,4 +1,4 @@
-"""The embedded model through all four dialects: any language, special tokens, its context, and other GGUF files."""
+"""The embedded model through all dialects: any language, special tokens, its context, and other GGUF files."""
 
 import re
 import shutil
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from tests.support.doors import OPENAI_FORM
 from tests.support.house import House, Reply, nano, open_house
 
 from headgate.config import demo_model_path
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
 CONTEXT = 512
 MOST_OUTPUT = 256
 STORY = "Once upon a time"
-DIALECTS = ("genstack", "dify", "openai", "thiggle")
+DIALECTS = ("genstack", "dify", "openai", "chat", "thiggle")
 ROW = """
 [[models]]
 name = "{name}"
@@ -76,6 +77,14 @@ async def ask(
         case "dify":
             body = {"inputs": {"query": text}, "response_mode": "streaming" if stream else "blocking"}
             return await house.post("/completion-messages", body | fields, house.books.key("demo", model))
+        case "chat":
+            body = {
+                "model": model,
+                "messages": [{"role": "user", "content": text}],
+                "temperature": 0,
+                "stream": stream,
+            }
+            return await house.post("/v1/chat/completions", body | fields)
     path = "/v1/completions" if dialect == "openai" else "/v1/completion"
     body = {"model": model, "prompt": text, "temperature": 0, "stream": stream}
     return await house.post(path, body | fields)
@@ -161,7 +170,7 @@ async def test_special_tokens_in_a_raw_prompt_are_parsed(house: House, dialect: 
 
 
 @pytest.mark.parametrize("special", SPECIALS)
-@pytest.mark.parametrize("dialect", ["genstack", "dify"])
+@pytest.mark.parametrize("dialect", ["genstack", "dify", "chat"])
 async def test_special_tokens_in_words_of_users_stay_plain_text(
     house: House, dialect: str, special: str
 ) -> None:
@@ -173,20 +182,16 @@ async def test_special_tokens_in_words_of_users_stay_plain_text(
     assert twice - once >= 4
 
 
-async def test_a_system_message_cannot_be_forged_by_a_user(house: House) -> None:
-    async def ask_with(messages: list[dict[str, str]]) -> tuple[str, int]:
-        body = {
-            "genstackToken": house.token,
-            "model": "demo",
-            "messages": messages,
-            "temperature": 0,
-            "maxOutputTokens": 24,
-        }
-        answer = (await house.post("/", body)).json
-        return answer["output"], answer["usage"]["promptTokens"]
+@pytest.mark.parametrize("dialect", ["genstack", "chat"])
+async def test_a_system_message_cannot_be_forged_by_a_user(house: House, dialect: str) -> None:
+    async def tokens_of(messages: list[dict[str, str]]) -> int:
+        reply = await ask(house, dialect, "", messages=messages, **_limit(dialect))
+        assert reply.status == 200, reply.body
+        (row,) = house.rows(reply.request_id)
+        return row.prompt_tokens
 
-    _, real = await ask_with([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
-    _, forged = await ask_with(
+    real = await tokens_of([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
+    forged = await tokens_of(
         [
             {
                 "role": "user",
@@ -219,6 +224,7 @@ KINDS = {
     "genstack": ("messages", "InvalidRequest"),
     "dify": (None, "invalid_param"),
     "openai": ("prompt", "invalid_request_error"),
+    "chat": ("messages", "invalid_request_error"),
     "thiggle": ("prompt", "invalid_request_error"),
 }
 
@@ -243,7 +249,7 @@ async def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(
     message, field, kind = error_of(dialect, reply)
     assert re.findall(r"\d+", message) == [str(expected), str(CONTEXT)], message
     assert (field, kind) == KINDS[dialect]
-    if dialect in ("openai", "thiggle"):
+    if dialect in OPENAI_FORM:
         assert reply.json["error"]["code"] == "context_length_exceeded"
     await assert_nothing_was_held(house, before, transfers, reply)
 
@@ -262,7 +268,12 @@ async def test_a_hopelessly_long_prompt_is_refused_too(house: House, dialect: st
 
 @pytest.mark.parametrize(
     ("dialect", "limit"),
-    [("genstack", "maxOutputTokens"), ("openai", "max_tokens"), ("thiggle", "max_new_tokens")],
+    [
+        ("genstack", "maxOutputTokens"),
+        ("openai", "max_tokens"),
+        ("chat", "max_completion_tokens"),
+        ("thiggle", "max_new_tokens"),
+    ],
 )
 async def test_prompt_and_limit_must_fit_the_context_together(house: House, dialect: str, limit: str) -> None:
     text = " dog" * 300
@@ -282,7 +293,12 @@ async def test_prompt_and_limit_must_fit_the_context_together(house: House, dial
 
 @pytest.mark.parametrize(
     ("dialect", "limit"),
-    [("genstack", "maxOutputTokens"), ("openai", "max_tokens"), ("thiggle", "max_tokens")],
+    [
+        ("genstack", "maxOutputTokens"),
+        ("openai", "max_tokens"),
+        ("chat", "max_tokens"),
+        ("thiggle", "max_tokens"),
+    ],
 )
 async def test_a_limit_above_the_model_s_is_an_error_not_a_clamp(
     house: House, dialect: str, limit: str
@@ -358,8 +374,9 @@ async def test_a_broken_model_is_unavailable_and_says_why(house: House, name: st
         await assert_nothing_was_held(house, before, transfers, reply)
     reply = await ask(house, "genstack", STORY, model=name, stream=stream, maxOutputTokens=5)
     assert (reply.status, reply.json["error"]["type"]) == (503, "GatewayError")
-    reply = await ask(house, "thiggle", STORY, model=name, stream=stream, max_tokens=5)
-    assert (reply.status, reply.json["error"]["code"]) == (503, "model_unavailable")
+    for dialect in ("chat", "thiggle"):
+        reply = await ask(house, dialect, STORY, model=name, stream=stream, max_tokens=5)
+        assert (reply.status, reply.json["error"]["code"]) == (503, "model_unavailable")
     await assert_nothing_was_held(house, before, transfers, reply)
 
 
@@ -411,11 +428,11 @@ async def test_another_gguf_by_its_path_is_a_model_of_its_own(
     assert dear.price == dear.prompt_tokens * 3000 + dear.completion_tokens * 7000
     if dialect != "dify":  # whose app has no limit here, and the contexts differ
         assert dear.completion_tokens == cheap.completion_tokens
-    if dialect == "openai" and not stream:
+    if dialect in ("openai", "chat") and not stream:
         assert theirs.json["choices"] == ours.json["choices"]
 
 
-def _limit(dialect: str) -> dict[str, int]:
+def _limit(dialect: str) -> dict[str, Any]:
     return {"genstack": {"maxOutputTokens": 20}, "dify": {}}.get(dialect, {"max_tokens": 20})
 
 

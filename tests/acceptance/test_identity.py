@@ -10,7 +10,7 @@ from typing import Any
 import jwt
 import pytest
 import pytest_asyncio
-from tests.support.doors import BLOCKING, BY_NAME, DOORS, Caller, Door, Reply
+from tests.support.doors import BLOCKING, BY_NAME, DOORS, OPENAI_FORM, Caller, Door, Reply
 from tests.support.stage import JWT_SECRET, Stage
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.process]
@@ -28,7 +28,10 @@ BEARER_GETS = (
     "/v1/parameters",
     "/info",
     "/v1/info",
+    "/tokenizer_info",
+    "/v1/tokenizer_info",
 )
+TOKENIZER_POSTS = ("/tokenize", "/v1/tokenize", "/detokenize", "/v1/detokenize")
 WITHIN_A_SECOND = 1.5
 """With room for a busy machine."""
 
@@ -117,7 +120,7 @@ def assert_generic(reply: Reply, dialect: Any) -> None:
     assert (reply.status, problem.kind) == (401, kinds.get(dialect, "invalid_request_error"))
     assert problem.message == WORDS
     assert problem.field is None
-    if dialect in ("openai", "thiggle"):
+    if dialect in OPENAI_FORM:
         assert problem.code == "invalid_api_key"
     if dialect == "dify":
         assert reply.headers["WWW-Authenticate"] == 'Bearer realm="api"'
@@ -138,12 +141,13 @@ def dialect_of(path: str) -> str:
     return "dify" if path.endswith(("/parameters", "/info", "/stop")) else "openai"
 
 
-@pytest.mark.parametrize("path", [*BEARER_GETS, STOP, f"/v1{STOP}"])
+@pytest.mark.parametrize("path", [*BEARER_GETS, STOP, f"/v1{STOP}", *TOKENIZER_POSTS])
 async def test_the_small_routes_give_the_same_refusal(stage: Stage, path: str) -> None:
-    method = "POST" if path.endswith("/stop") else "GET"
+    method = "GET" if path in BEARER_GETS else "POST"
+    body = {"user": "u1", "prompt": "one", "tokens": [1]}
     for credential in (None, *BAD.values()):
         headers = {} if credential is None else {"Authorization": f"Bearer {credential}"}
-        reply = await stage.send(method, path, {"user": "u1"} if method == "POST" else None, headers)
+        reply = await stage.send(method, path, body if method == "POST" else None, headers)
         assert_generic(reply, dialect_of(path))
 
 
@@ -184,10 +188,11 @@ async def test_bearer_is_read_in_any_case(stage: Stage, alice: Caller) -> None:
         assert reply.json["account"] == "alice"
 
 
-@pytest.mark.parametrize("path", BEARER_GETS)
+@pytest.mark.parametrize("path", [*BEARER_GETS, *TOKENIZER_POSTS])
 async def test_bearer_routes_accept_a_key_and_a_token(stage: Stage, alice: Caller, path: str) -> None:
+    method, body = ("GET", None) if path in BEARER_GETS else ("POST", {"prompt": "one", "tokens": [1]})
     for credential in (alice.key, alice.token):
-        reply = await stage.send("GET", path, headers={"Authorization": f"Bearer {credential}"})
+        reply = await stage.send(method, path, body, headers={"Authorization": f"Bearer {credential}"})
         assert reply.status == 200, reply.body
 
 
@@ -227,14 +232,29 @@ async def test_an_app_key_opens_its_apps_routes_only(stage: Stage, alice: Caller
         info = await stage.send("GET", f"{prefix}/info", headers=headers)
         assert (info.status, info.json["name"]) == (200, "cold")
         assert (await stage.send("GET", f"{prefix}/parameters", headers=headers)).status == 200
-        for path in ("/models", "/models?all=true", "/models/large", "/models/unknown", "/balance"):
+        for path in (
+            "/models",
+            "/models?all=true",
+            "/models/large",
+            "/models/unknown",
+            "/balance",
+            "/tokenizer_info",
+        ):
             reply = await stage.send("GET", prefix + path, headers=headers)
             assert (reply.status, reply.problem("openai").kind) == (403, "permission_denied_error")
         body = {"inputs": {"query": "say hello"}}
         served = await stage.send("POST", f"{prefix}/completion-messages", body, headers)
         assert served.status == 200
-    for path in ("/completions", "/v1/completions", "/v1/completion"):
-        reply = await stage.send("POST", path, {"model": "cold", "prompt": "x"}, headers)
+    asked = {"model": "cold", "prompt": "x", "messages": [{"role": "user", "content": "x"}], "tokens": [1]}
+    for path in (
+        "/completions",
+        "/v1/completions",
+        "/chat/completions",
+        "/v1/chat/completions",
+        "/v1/completion",
+        *TOKENIZER_POSTS,
+    ):
+        reply = await stage.send("POST", path, asked, headers)
         assert (reply.status, reply.problem("openai").kind) == (403, "permission_denied_error")
 
 

@@ -11,6 +11,8 @@ import pytest_asyncio
 from openai import AsyncOpenAI, OpenAI
 from openai.types import Completion
 from tests.support.house import ACME, House, model_row, nano, open_house
+from tests.support.legacy import assert_same, merged
+from tests.support.legacy import whole as choices_of
 from tests.support.script import Script
 
 pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
@@ -19,6 +21,7 @@ CONFIG = (
     ACME
     + model_row("acme-large")
     + model_row("acme-chat", mode="chat")
+    + model_row("scoreless", logprobs=False)
     + model_row("broken-key", upstream_name="status-401")
     + model_row("gold", input_price="1000000", output_price="1000000")
 )
@@ -139,6 +142,10 @@ async def test_every_sampling_parameter_reaches_the_upstream_as_given(
         frequency_penalty=1.25,
         seed=42,
         stop=["\n", "END"],
+        logit_bias={"50256": -100, "7": 12},
+        logprobs=3,
+        echo=True,
+        best_of=4,
         user="u-1",
     )
     (call,) = house.up.requests[asked:]
@@ -154,8 +161,58 @@ async def test_every_sampling_parameter_reaches_the_upstream_as_given(
         "frequency_penalty": 1.25,
         "seed": 42,
         "stop": ["\n", "END"],
+        "logit_bias": {"50256": -100, "7": 12},
+        "logprobs": 3,
+        "echo": True,
+        "best_of": 4,
     }
     assert {name: sent.get(name) for name in wanted} == wanted
+    # The suffix has no echo beside it: the text to be filled in lies between the two.
+    await client.completions.create(model="acme-large", prompt="hello", suffix=" the end")
+    assert house.up.requests[-1].json["suffix"] == " the end"
+
+
+async def test_token_prompts_reach_the_upstream_as_they_are(house: House, client: AsyncOpenAI) -> None:
+    asked = len(house.up.requests)
+    alone = await client.completions.create(model="acme-large", prompt=[1, 2, 3])
+    several = await client.completions.create(model="acme-large", prompt=[[1, 2], [3]])
+    assert house.up.requests[asked].json["prompt"] == [1, 2, 3]
+    assert sorted(call.json["prompt"] for call in house.up.requests[asked + 1 :]) == [[1, 2], [3]]
+    # The scripted upstream says a token's id for its text.
+    assert texts(alone) == ["echo: t1 t2 t3"]
+    assert texts(several) == ["echo: t1 t2", "echo: t3"]
+
+
+async def test_an_upstream_s_echo_and_scores_are_given_in_the_legacy_form(
+    house: House, client: AsyncOpenAI
+) -> None:
+    fields: dict[str, Any] = {"model": "acme-large", "prompt": "one two", "echo": True, "logprobs": 1}
+    before = house.balance()
+    answer = await client.completions.create(**fields)
+    assert before - house.balance() == 2 * 500 + 3 * 1500  # echoed words are not paid for as output
+    (choice,) = choices_of(answer)
+    assert (choice.text, choice.finish_reason) == ("one twoecho: one two", "stop")
+    arrays = choice.arrays
+    assert arrays is not None
+    assert arrays.tokens == ["one", " two", "echo:", " one", " two"]
+    assert arrays.text_offset == [0, 3, 7, 12, 16]
+    # The scripted upstream's: an eighth for each letter.
+    assert arrays.token_logprobs == [None, -4 / 8, -5 / 8, -4 / 8, -4 / 8]
+    assert arrays.top_logprobs == [None, {" two": -0.5}, {"echo:": -0.625}, {" one": -0.5}, {" two": -0.5}]
+    (live,) = merged(await streamed(client, **fields), 1)
+    assert_same(live, choice)
+
+
+async def test_an_upstream_that_takes_best_of_chooses_by_itself_and_is_paid_for_all(
+    house: House, client: AsyncOpenAI
+) -> None:
+    asked = len(house.up.requests)
+    before = house.balance()
+    answer = await client.completions.create(model="acme-large", prompt="one two", n=2, best_of=5)
+    (call,) = house.up.requests[asked:]
+    assert (call.json["n"], call.json["best_of"]) == (2, 5)
+    assert texts(answer) == ["0:echo: one two", "1:echo: one two"]
+    assert before - house.balance() == 2 * 500 + 5 * 3 * 1500
 
 
 async def test_what_was_not_given_is_not_sent_to_the_upstream(house: House, client: AsyncOpenAI) -> None:
@@ -361,7 +418,12 @@ async def test_models_can_be_listed_and_looked_up(client: AsyncOpenAI) -> None:
     extras = large.model_extra or {}
     assert extras["context_window"] == 8192
     assert extras["max_output_tokens"] == 4096
-    assert extras["capabilities"] == {"chat": False, "completions": True, "vision": False, "logprobs": False}
+    assert extras["capabilities"] == {"chat": False, "completions": True, "vision": False, "logprobs": True}
+    scoreless = (listed["scoreless"].model_extra or {})["capabilities"]
+    assert scoreless == extras["capabilities"] | {"logprobs": False}
+    for name, chats, completes in (("acme-chat", True, False), ("demo", True, True)):
+        able = (listed[name].model_extra or {})["capabilities"]
+        assert able == {"chat": chats, "completions": completes, "vision": False, "logprobs": True}
     prices = {name: nano(price) for name, price in extras["pricing"].items()}
     assert prices == {"input": nano("0.5"), "output": nano("1.5")}
     assert await client.models.retrieve("acme-large") == large
@@ -428,28 +490,29 @@ async def test_a_wrong_field_is_a_bad_request_that_names_it(
 
 
 @pytest.mark.parametrize(
-    ("param", "fields"),
+    ("model", "param", "fields"),
     [
-        ("logprobs", {"logprobs": 0}),
-        ("logprobs", {"logprobs": 5}),
-        ("echo", {"echo": True}),
-        ("best_of", {"best_of": 2}),
-        ("suffix", {"suffix": "the end"}),
-        ("logit_bias", {"logit_bias": {"50256": -100}}),
-        ("prompt", {"prompt": [1, 2, 3]}),
-        ("prompt", {"prompt": [[1, 2], [3]]}),
+        ("acme-chat", "echo", {"echo": True, "logprobs": 1}),
+        ("acme-chat", "suffix", {"suffix": "the end"}),
+        ("acme-chat", "prompt", {"prompt": [1, 2, 3]}),
+        ("acme-chat", "prompt", {"prompt": [[1, 2], [3]]}),
+        ("scoreless", "logprobs", {"logprobs": 0}),
+        ("scoreless", "logprobs", {"logprobs": 5}),
+        ("scoreless", "best_of", {"best_of": 2}),
     ],
 )
-async def test_what_is_not_supported_yet_is_refused_by_name_and_costs_nothing(
-    house: House, client: AsyncOpenAI, param: str, fields: dict[str, Any]
+async def test_what_a_model_cannot_do_is_refused_by_name_and_costs_nothing(
+    house: House, client: AsyncOpenAI, model: str, param: str, fields: dict[str, Any]
 ) -> None:
+    create: Any = client.completions.create
     asked = len(house.up.requests)
     before = house.balance()
-    for model in ("demo", "acme-large"):
+    for stream in (False,) if param == "best_of" else (False, True):  # best_of is never streamed
         with pytest.raises(openai.BadRequestError) as caught:
-            await client.completions.create(**{"model": model, "prompt": "hi"} | fields)
+            await create(**{"model": model, "prompt": "hi", "stream": stream} | fields)
         assert caught.value.param == param
         assert caught.value.code == "unsupported_parameter"
+        assert model in caught.value.message
     assert len(house.up.requests) == asked
     assert house.balance() == before
 

@@ -207,6 +207,15 @@ async def test_no_prompt_output_or_secret_reaches_logs_metrics_or_the_data_folde
         statuses |= await go_through_everything(stage, door, caller, poor)
     for door in STREAMING:
         await leave_early(stage, door, caller)
+    bearer = {"Authorization": f"Bearer {caller.key}"}
+    for method, path, body, status in (
+        ("POST", "/tokenize", {"prompt": PROMPT}, 200),
+        ("POST", "/tokenize", {"prompt": PROMPT, "model": PROMPT}, 404),
+        ("POST", "/tokenize", {"prompt": [PROMPT]}, 400),
+        ("POST", "/detokenize", {"tokens": [PROMPT]}, 400),
+        ("GET", f"/tokenizer_info?model={PROMPT}", None, 404),
+    ):
+        assert (await stage.send(method, path, body, bearer)).status == status, path
     await stage.books.quiet("canary")
     assert statuses >= {200, 400, 401, 402, 405, 413, 415, 422, 429, 500, 502, 503, 504}
 
@@ -410,6 +419,7 @@ async def limited(folder: Path, limits: str) -> AsyncIterator[Inside]:
 
 LIMITED = {
     "openai": "rate_limit_error",
+    "chat": "rate_limit_error",
     "thiggle": "rate_limit_error",
     "genstack": "GatewayError",
     "dify": "too_many_requests",
@@ -472,7 +482,8 @@ async def test_limits_are_kept_by_key(tmp_path: Path) -> None:
         assert (await house.ask(openai, alice)).status == 200
         assert_limited(await house.ask(openai, alice), openai)
         # The same key is limited through every door; a token, and another account, have limits of their own.
-        assert_limited(await house.ask(BY_NAME["thiggle"], alice), BY_NAME["thiggle"])
+        for other in (BY_NAME["chat"], BY_NAME["thiggle"]):
+            assert_limited(await house.ask(other, alice), other)
         assert (await house.ask(genstack, alice)).status == 200
         assert_limited(await house.ask(genstack, alice), genstack)
         assert (await house.ask(openai, bob)).status == 200
@@ -493,7 +504,7 @@ async def test_the_limits_are_checked_after_the_model_and_before_the_funds(
             assert wrong.problem("dify").kind == "invalid_param"
         else:
             wrong = await house.ask(door, poor, model="no-such-model")
-            assert wrong.status == (404 if door.dialect == "openai" else 400)
+            assert wrong.status == (404 if door.dialect in ("openai", "chat") else 400)
         assert (await house.send("POST", door.path, b"{}", JSON)).status == 401
 
 

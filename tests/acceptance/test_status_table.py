@@ -14,7 +14,18 @@ import msgspec
 import pytest
 import pytest_asyncio
 from msgspec import Struct
-from tests.support.doors import BLOCKING, DOORS, JSON, STREAMING, Caller, DialectName, Door, Problem, Reply
+from tests.support.doors import (
+    BLOCKING,
+    DOORS,
+    JSON,
+    OPENAI_FORM,
+    STREAMING,
+    Caller,
+    DialectName,
+    Door,
+    Problem,
+    Reply,
+)
 from tests.support.inside import inside
 from tests.support.script import Script
 from tests.support.stage import UPSTREAM_KEY, Stage
@@ -34,7 +45,7 @@ FIRST_CHUNK_WAIT_S = 0.6
 
 
 class Cause(Struct, frozen=True, kw_only=True):
-    """What each dialect says; `thiggle` None: as openai."""
+    """What each dialect says; chat as openai, and thiggle too where it is None."""
 
     openai: Told
     genstack: Told
@@ -46,6 +57,7 @@ class Cause(Struct, frozen=True, kw_only=True):
             return self.thiggle
         return {
             "openai": self.openai,
+            "chat": self.openai,
             "thiggle": self.openai,
             "genstack": self.genstack,
             "dify": self.dify,
@@ -133,6 +145,7 @@ WRONG_FIELD: Mapping[str, dict[str, Any]] = {
     "genstack": {"maxOutputTokens": 0},
     "dify": {"response_mode": "chatty"},
     "openai": {"max_tokens": -1},
+    "chat": {"max_tokens": 0},
     "thiggle": {"max_tokens": 0},
 }
 
@@ -169,7 +182,7 @@ def assert_told(reply: Reply, door: Door, cause: Cause) -> Problem:
     if reply.status == 429:
         assert retry_after is not None
     assert retry_after is None or 1 <= int(retry_after) <= 120
-    openai_form = door.dialect in ("openai", "thiggle")
+    openai_form = door.dialect in OPENAI_FORM
     never_retried = openai_form and (reply.status == 402 or problem.code == "upstream_auth")
     assert reply.headers.get("x-should-retry") == ("false" if never_retried else None)
     if door.dialect == "dify" and reply.status == 401:
@@ -291,7 +304,7 @@ async def test_no_or_a_bad_credential(
 
 
 @pytest.mark.parametrize(
-    "door", [door for door in DOORS if door.dialect in ("openai", "thiggle")], ids=lambda door: door.name
+    "door", [door for door in DOORS if door.dialect in OPENAI_FORM], ids=lambda door: door.name
 )
 async def test_an_app_key_is_not_permitted_on_other_dialects_routes(
     stage: Stage, alice: Caller, door: Door
@@ -360,7 +373,7 @@ async def test_an_idempotency_key_is_refused_by_name(stage: Stage, alice: Caller
     reply = await stage.ask(door, alice, headers={"Idempotency-Key": "once"})
     problem = assert_told(reply, door, INVALID)
     assert "Idempotency-Key" in problem.message
-    if door.dialect in ("openai", "thiggle"):
+    if door.dialect in OPENAI_FORM:
         assert problem.code == "unsupported_parameter"
     assert len(stage.upstream.requests) == calls
 
@@ -440,6 +453,8 @@ async def test_the_model_is_checked_before_the_funds(stage: Stage, door: Door) -
     [
         ("/completion-messages/6d0c5a0e-0000-4000-8000-000000000000/stop", "dify", None),
         ("/stream/shutdown", "genstack", {"genstackToken": "bad", "streamId": 7}),
+        ("/tokenize", "openai", {"prompt": 7}),
+        ("/v1/detokenize", "openai", {"tokens": "seven"}),
     ],
 )
 async def test_the_small_endpoints_check_in_the_same_order(

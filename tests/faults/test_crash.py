@@ -79,10 +79,15 @@ def whole_again(site: Site, account: str, credit: int) -> list[UsageRow]:
 async def test_a_killed_gateway_charges_what_its_streams_had_written_down(doomed: Site) -> None:
     talking, mute, queued, blocking = [await doomed.client() for _ in range(4)]
     clients = {"talking": talking, "mute": mute, "queued": queued, "blocking": blocking}
-    listeners = [await talking.stream(DIALECTS[number % 4], "held-after-2") for number in range(10)]
+    listeners = [
+        await talking.stream(DIALECTS[number % len(DIALECTS)], "held-after-2") for number in range(10)
+    ]
     for listener in listeners:
         await listener.hear(2)
-    asking = [asyncio.ensure_future(ended(mute.stream(DIALECTS[number % 4], "held"))) for number in range(10)]
+    asking = [
+        asyncio.ensure_future(ended(mute.stream(DIALECTS[number % len(DIALECTS)], "held")))
+        for number in range(10)
+    ]
     await doomed.request(19)
     asking.append(asyncio.ensure_future(ended(blocking.blocking("openai", "narrow"))))
     await doomed.request(20)

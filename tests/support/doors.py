@@ -8,6 +8,8 @@ from msgspec import Struct
 
 DialectName = Literal["genstack", "dify", "openai", "chat", "thiggle"]
 JSON = {"Content-Type": "application/json"}
+OPENAI_FORM: tuple[DialectName, ...] = ("openai", "chat", "thiggle")
+"""The dialects whose errors have OpenAI's form."""
 
 
 class Caller(Struct, frozen=True, kw_only=True):

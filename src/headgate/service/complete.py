@@ -299,14 +299,11 @@ def _failed_chunk(model: ModelMeter, error: GatewayError) -> Chunk:
 
 
 def _nothing(job: Job) -> list[Chunk] | None:
-    """The whole answer to a job for no tokens, which needs no provider unless a prompt is to be scored or decoded."""
-    if job.max_tokens:
+    """The whole answer to a conversation of no tokens, which no provider takes; the model is not asked for it."""
+    if job.max_tokens or job.shape == "completion":
         return None
-    text, logprobs = "", None if job.logprobs is None else ()
-    if job.echo:
-        if logprobs is not None or not isinstance(job.prompt, str):
-            return None
-        text = job.prompt
+    text = job.prompt if job.echo and isinstance(job.prompt, str) else ""
+    logprobs = None if job.logprobs is None else ()
     return [Chunk(index, text, "length", tokens=0, logprobs=logprobs, echoed=True) for index in range(job.n)]
 
 

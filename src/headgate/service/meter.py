@@ -125,7 +125,7 @@ class JobMeter:
             )
         source: UsageSource = "tokenizer"
         prompt = 0
-        if counts_prompt and (self.sent or self.planned.job.max_tokens == 0):
+        if counts_prompt and self.sent:
             prompt = self.planned.likely
             if self.planned.counted is None:
                 source = "estimate"

@@ -125,25 +125,23 @@ class TestGoodAnswers:
         places = {index: text_of(chunks, index) for index in range(4)}
         assert places == {0: "echo: a", 1: "echo: a", 2: "echo: b", 3: "echo: b"}
 
-    async def test_a_request_for_no_tokens_asks_nobody(self, bench: Workbench) -> None:
-        answer = await bench.ask(request(max_tokens=0, n=2))
+    async def test_a_text_completed_by_no_tokens_costs_its_prompt(self, bench: Workbench) -> None:
+        answer = await bench.ask(request("a b", max_tokens=0, n=2))
         assert [(choice.text, choice.finish_reason) for choice in answer.choices] == [("", "length")] * 2
+        echoed = await bench.ask(request("a b", echo=True, max_tokens=0))
+        assert [(choice.text, choice.finish_reason) for choice in echoed.choices] == [("a b", "length")]
+        chunks, end = await bench.stream(request("a b", echo=True, max_tokens=0, stream=True))
+        assert (text_of(chunks), end.answer.usage) == ("a b", echoed.usage)
+        assert answer.price == echoed.price == end.answer.price == price(2, 0)
+
+    async def test_no_chat_is_asked_for_no_tokens_and_nothing_is_owed(self) -> None:
+        bench = Workbench(spec(mode="chat"))
+        answer = await bench.ask(request("a b", echo=True, max_tokens=0, n=2))
+        assert [(choice.text, choice.finish_reason) for choice in answer.choices] == [("a b", "length")] * 2
         chunks, end = await bench.stream(request(max_tokens=0, stream=True))
         assert [chunk.finish_reason for chunk in chunks] == ["length"] and end.kind == "completed"
         assert bench.fake.calls == [] and answer.price == end.answer.price == 0
-
-    async def test_a_text_to_be_only_echoed_needs_nobody_either(self, bench: Workbench) -> None:
-        answer = await bench.ask(request("a b", "c", echo=True, max_tokens=0))
-        assert [(choice.text, choice.finish_reason) for choice in answer.choices] == [
-            ("a b", "length"),
-            ("c", "length"),
-        ]
-        chunks, end = await bench.stream(request("a b", echo=True, max_tokens=0, stream=True))
-        assert (text_of(chunks), end.answer.usage) == (
-            "a b",
-            (await bench.ask(request("a b", echo=True, max_tokens=0))).usage,
-        )
-        assert bench.fake.calls == [] and answer.price == 0
+        assert answer.usage.total_tokens == end.answer.usage.total_tokens == 0
 
     async def test_of_more_candidates_the_best_are_answered_and_all_are_charged(self) -> None:
         bench = Workbench(spec(takes_n=False, bills_prompt_per_call=False))

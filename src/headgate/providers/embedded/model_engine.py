@@ -92,6 +92,7 @@ class ModelEngine:
             # The echo leaves with what follows it: until then the engine may still refuse.
             batch = await self._echoed(job, ids, mark_sent) if job.echo else []
             if job.max_tokens == 0:
+                mark_sent()
                 batch.append(_nothing(job, len(ids)))
                 yield batch
                 return

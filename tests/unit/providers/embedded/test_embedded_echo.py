@@ -101,13 +101,13 @@ async def test_an_empty_prompt_echoes_nothing(
     assert (await chunks_of(provider, build_job(prompt, max_tokens=1, echo=True)))[0].text == ""
 
 
-async def test_an_echo_without_scores_and_without_an_answer_asks_the_engine_nothing(
+async def test_a_prompt_that_is_only_echoed_is_owed(
     start_provider: StartProvider, build_job: BuildJob
 ) -> None:
     provider = await start_provider()
     sent: list[bool] = []
     answer = await provider.complete(build_job(FRANCE, max_tokens=0, echo=True), lambda: sent.append(True))
-    assert (answer.choices[0].text, answer.choices[0].finish_reason, sent) == (FRANCE, "length", [])
+    assert (answer.choices[0].text, answer.choices[0].finish_reason, sent) == (FRANCE, "length", [True])
 
 
 async def test_scoring_is_owed_before_it_begins_and_owed_once(
