@@ -43,6 +43,7 @@ class ResponseFormat(Struct, frozen=True, kw_only=True):
     kind: Literal["json_object", "json_schema"]
     schema: bytes | None = None
     name: str | None = None
+    description: str | None = None
     strict: bool | None = None
 
 

@@ -41,11 +41,13 @@ def _messages(job: Job) -> int:
 
 
 def _bytes(job: Job) -> int:
+    size = 0
+    if job.response_format is not None:
+        size = len(job.response_format.schema or b"") + len((job.response_format.description or "").encode())
     if job.messages is not None:
-        return sum(len(message.content.encode()) for message in job.messages)
+        return size + sum(len(message.content.encode()) for message in job.messages)
     prompt = job.prompt if isinstance(job.prompt, str) else ""
-    schema = job.response_format.schema if job.response_format is not None else None
-    return len(prompt.encode()) + len((job.suffix or "").encode()) + len(schema or b"")
+    return size + len(prompt.encode()) + len((job.suffix or "").encode())
 
 
 def _ids(job: Job) -> int:

@@ -33,6 +33,10 @@ def check_mapping(request: CompletionRequest, spec: ModelSpec) -> None:
         return
     if request.suffix is not None:
         raise _cannot("suffix", spec, "only chats")
+    if request.echo and request.best_of is not None:
+        raise _cannot(
+            "best_of", spec, "only chats, so it cannot choose among echoes: leave echo or best_of out"
+        )
     if request.echo and request.logprobs is not None:
         raise _cannot("echo", spec, "only chats, so it cannot score a prompt: leave echo or logprobs out")
     if any(not isinstance(prompt, str) for prompt in request.prompts or ()):

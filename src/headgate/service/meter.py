@@ -132,8 +132,11 @@ class JobMeter:
         completion = self._tokens
         if not self._tokens_known:
             source = "estimate"
-            limit = self.planned.job.max_tokens  # no guess is above what was asked for
-            completion = sum(min(limit, likely_in_text(size)) for size in self._bytes)
+            job = self.planned.job
+            limit = job.max_tokens  # no guess is above what was asked for
+            # Where an echo of token ids ends is not seen in the text, but how many they are is known.
+            echoed = len(job.prompt) if job.echo and isinstance(job.prompt, tuple) else 0
+            completion = sum(min(limit, max(0, likely_in_text(size) - echoed)) for size in self._bytes)
         return Usage(prompt_tokens=prompt, completion_tokens=completion, source=source)
 
 

@@ -3,7 +3,7 @@
 Everything that can be refused without calling a model for text is refused here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -20,6 +20,8 @@ from headgate.service.mapping import check_mapping
 from headgate.service.margins import MarginRules
 
 MAX_USER = 512
+MAX_SCORES = 1_000_000
+"""Log probabilities in one answer: building and sending more would hold up everybody else."""
 
 
 class PlannedJob(Struct, frozen=True, kw_only=True):
@@ -149,6 +151,7 @@ class Planner:
             if not request.partial_failure:
                 raise
             return without(error)
+        check_scores(planned)
         exact = FemtoUSD(sum(ceiling_of(item) for item in planned))
         return PlannedModel(
             requested=requested,
@@ -198,6 +201,22 @@ def check_fields(request: CompletionRequest, spec: ModelSpec) -> None:
         raise InvalidRequest(
             f"{request.max_tokens_param} must be {allowed} for the model {spec.name}.",
             param=request.max_tokens_param,
+            allowed=allowed,
+        )
+
+
+def check_scores(planned: Sequence[PlannedJob]) -> None:
+    """Refuse an answer of too many log probabilities: tokens x choices x (1 + alternatives)."""
+    scores = sum(
+        (item.job.max_tokens + (item.likely if item.job.echo else 0)) * item.job.n * (1 + item.job.logprobs)
+        for item in planned
+        if item.job.logprobs is not None
+    )
+    if scores > MAX_SCORES:
+        allowed = f"at most {MAX_SCORES} in one answer"
+        raise InvalidRequest(
+            f"logprobs asks for up to {scores} log probabilities (tokens x choices x alternatives); {allowed}.",
+            param="logprobs",
             allowed=allowed,
         )
 

@@ -1,5 +1,6 @@
 """One handler for every dialect: decode, authenticate, parse, run, render."""
 
+import asyncio
 from typing import Any
 
 import structlog
@@ -27,6 +28,9 @@ from headgate.web.wire import (
 )
 
 log = structlog.get_logger("headgate.request")
+
+SCORES_RENDERED_HERE = 10_000
+"""Answers with more log probabilities are rendered in a thread, beside the event loop."""
 
 CLIENT_CLOSED = 499
 """What logs and metrics call a request whose client left before the answer."""
@@ -62,9 +66,8 @@ class CompletionEndpoint:
                 status = await send_stream(self._dialect, request, running, self._times, scope, receive, send)
             else:
                 answer = await self._complete(request, principal, running, scope, receive)
-                await respond(
-                    send, 200, self._dialect.render(answer), self._headers(request, running, answer)
-                )
+                body = await self._rendered(answer)
+                await respond(send, 200, body, self._headers(request, running, answer))
                 status = 200
         except ClientGone:
             status = CLIENT_CLOSED
@@ -134,6 +137,11 @@ class CompletionEndpoint:
         finally:
             watch.end()
 
+    async def _rendered(self, answer: Answer) -> bytes:
+        if answer.request.logprobs is not None and _scores(answer) > SCORES_RENDERED_HERE:
+            return await asyncio.to_thread(self._dialect.render, answer)
+        return self._dialect.render(answer)
+
     def _headers(
         self, request: CompletionRequest, running: Running, answer: Answer
     ) -> tuple[tuple[str, str], ...]:
@@ -165,3 +173,8 @@ def _running(request: CompletionRequest, principal: Principal) -> Running:
         app=request.app,
         user=request.user,
     )
+
+
+def _scores(answer: Answer) -> int:
+    alternatives = 1 + (answer.request.logprobs or 0)
+    return alternatives * sum(len(choice.logprobs or ()) for choice in answer.choices)

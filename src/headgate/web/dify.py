@@ -4,12 +4,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headgate.core.accounts import App
-from headgate.core.errors import InvalidRequest
-from headgate.dialects.base import MalformedBody
 from headgate.dialects.dify import STOP_DONE, Dify, stream_id_of
 from headgate.dialects.dify_app import render_app, render_parameters
 from headgate.service.gateway import Gateway
-from headgate.web.json_endpoints import caller, json_body, json_response
+from headgate.web.json_endpoints import caller, json_response, parsed_body
 
 
 class DifyEndpoints:
@@ -20,17 +18,12 @@ class DifyEndpoints:
 
     async def stop(self, request: Request) -> Response:
         """Always success (as Dify answers); only the app's own task of that user is stopped."""
-        body = await json_body(request, self._max_body_bytes)
-        user, problem = None, None
-        try:
-            user = self._dialect.decode_stop(body)
-        except MalformedBody:
-            raise
-        except InvalidRequest as error:
-            problem = error  # 401 comes before field errors
-        principal = await caller(request, self._gateway, "dify")
-        if problem is not None:
-            raise problem
+        user, principal = await parsed_body(
+            request,
+            self._max_body_bytes,
+            self._dialect.decode_stop,
+            lambda: caller(request, self._gateway, "dify"),
+        )
         app = self._dialect.app_of(principal)
         stream_id = stream_id_of(request.path_params["task_id"])
         if stream_id is not None:

@@ -1,20 +1,22 @@
 """What the small JSON endpoints share: read a body, know the caller, answer, refuse in the dialect's form."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
 from headgate.core.accounts import Principal
-from headgate.core.errors import GatewayError, InternalError
-from headgate.dialects.base import Dialect, bearer
+from headgate.core.errors import GatewayError, InternalError, InvalidRequest
+from headgate.dialects.base import Dialect, MalformedBody, bearer
 from headgate.service.gateway import Gateway
 from headgate.service.identity import authorize
 from headgate.web.wire import ClientGone, Receive, Scope, Send, check_content_type, read_body, request_id
 
 log = structlog.get_logger("headgate.request")
+T = TypeVar("T")
+P = TypeVar("P")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -49,6 +51,21 @@ async def caller(request: Request, gateway: Gateway, dialect: str) -> Principal:
     principal = await gateway.identity.authenticate(bearer(request.headers.get("authorization")))
     authorize(principal, dialect)
     return principal
+
+
+async def parsed_body(
+    request: Request, limit: int, parse: Callable[[bytes], T], admit: Callable[[], Awaitable[P]]
+) -> tuple[T, P]:
+    """The body as parsed, and whom `admit` let in; what is no JSON is said before the 401, a wrong field after it."""
+    body = await json_body(request, limit)
+    try:
+        parsed = parse(body)
+    except MalformedBody:
+        raise
+    except InvalidRequest:
+        await admit()
+        raise
+    return parsed, await admit()
 
 
 async def json_body(request: Request, limit: int) -> bytes:

@@ -6,8 +6,6 @@ from typing import TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from headgate.core.errors import InvalidRequest
-from headgate.dialects.base import MalformedBody
 from headgate.dialects.tokenizer_view import (
     parse_detokenize,
     parse_tokenize,
@@ -16,7 +14,7 @@ from headgate.dialects.tokenizer_view import (
     render_tokens,
 )
 from headgate.service.gateway import Gateway
-from headgate.web.json_endpoints import caller, json_body, json_response
+from headgate.web.json_endpoints import caller, json_response, parsed_body
 
 T = TypeVar("T")
 
@@ -52,19 +50,7 @@ class TokenizerEndpoints:
         return json_response(render_info(info, model=name or spec.name))
 
     async def _parsed(self, request: Request, parse: Callable[[bytes], T]) -> T:
-        """The body as parsed, in the contract's order of checks: 401 comes before field errors."""
-        body = await json_body(request, self._max_body_bytes)
-        problem: InvalidRequest | None = None
-        parsed: T | None = None
-        try:
-            parsed = parse(body)
-        except MalformedBody:
-            raise
-        except InvalidRequest as error:
-            problem = error
-        await self._admit(request)
-        if parsed is None:
-            raise problem or InvalidRequest("The body is empty.")
+        parsed, _ = await parsed_body(request, self._max_body_bytes, parse, lambda: self._admit(request))
         return parsed
 
     async def _admit(self, request: Request) -> None:

@@ -17,6 +17,7 @@ JSON = ResponseFormat(kind="json_object")
     [
         ("chat", {"suffix": "."}, "suffix"),
         ("chat", {"echo": True, "logprobs": 0}, "echo"),
+        ("chat", {"echo": True, "best_of": 2}, "best_of"),
         ("chat", {"prompts": ("a", (1, 2))}, "prompt"),
         ("completion", {"messages": said("hi"), "prompts": None, "response_format": JSON}, "response_format"),
     ],

@@ -23,6 +23,7 @@ from headgate.core.errors import (
 from headgate.core.models import ModelSpec
 from headgate.core.money import FULL_MARGIN, FemtoUSD, MarginPPM, cost_of, price_of
 from headgate.providers.fake import Fake
+from headgate.service import planning
 from headgate.service.estimates import at_least, at_most, likely, likely_in_text
 from headgate.service.meter import ModelMeter
 from headgate.service.planning import Plan, bounded
@@ -401,6 +402,7 @@ class TestTokenPrompts:
         schema = ResponseFormat(kind="json_schema", schema=b'{"type":"object"}')
         assert at_most(job(prompt="ab", suffix="cde")) == 5
         assert at_most(job(prompt="ab", response_format=schema)) == 2 + 17
+        assert at_most(job(messages=said("ab"), response_format=schema)) == 2 + 17 + 16
 
     async def test_all_candidates_are_held_for(self) -> None:
         single = await plan(request("a", max_tokens=10))
@@ -413,3 +415,24 @@ class TestTokenPrompts:
     async def test_what_a_model_cannot_do_is_refused_in_planning(self) -> None:
         refusal = await refused(request("a", suffix="b"), spec(mode="chat"))
         assert refusal.param == "suffix"
+
+    @pytest.mark.parametrize(
+        ("fields", "scores"),
+        [
+            ({"max_tokens": 64, "n": 128, "logprobs": 5}, 64 * 128 * 6),
+            (
+                {"prompts": (tuple(range(2000)),), "n": 64, "logprobs": 5, "echo": True, "max_tokens": 1},
+                2001 * 64 * 6,
+            ),
+            ({"prompts": (tuple(range(2000)),), "n": 64, "logprobs": 5, "max_tokens": 1}, 64 * 6),
+        ],
+    )
+    async def test_an_answer_of_too_many_scores_is_refused_with_the_numbers(
+        self, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], scores: int
+    ) -> None:
+        monkeypatch.setattr(planning, "MAX_SCORES", scores)
+        await plan(request(**fields))
+        monkeypatch.setattr(planning, "MAX_SCORES", scores - 1)
+        refusal = await refused(request(**fields))
+        assert refusal.param == "logprobs"
+        assert str(scores) in refusal.message and str(scores - 1) in refusal.message

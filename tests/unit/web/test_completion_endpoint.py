@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from tests.support.until import until
 
 from headgate.bootstrap import administration
 from headgate.core.accounts import Balance, UsageRow
+from headgate.core.completion import Answer
 from headgate.core.errors import LedgerUnavailable, UpstreamFailed, UpstreamTimeout
+from headgate.dialects.openai import OpenAICompletions
 from headgate.providers.fake import Fake, FakeAnswer
+from headgate.web import completions
 
 TIMES = """
 [server]
@@ -177,6 +181,24 @@ class TestBlocking:
         await web.play(exchange)
         assert (exchange.status, exchange.json["error"]["type"]) == (500, "server_error")
         assert b"canary" not in exchange.body
+
+    @pytest.mark.parametrize("many", [False, True])
+    async def test_an_answer_of_many_scores_is_rendered_beside_the_event_loop(
+        self, web: Web, monkeypatch: pytest.MonkeyPatch, many: bool
+    ) -> None:
+        threads: list[int] = []
+        render = OpenAICompletions.render
+
+        def noting(dialect: OpenAICompletions, answer: Answer) -> bytes:
+            threads.append(threading.get_ident())
+            return render(dialect, answer)
+
+        monkeypatch.setattr(OpenAICompletions, "render", noting)
+        monkeypatch.setattr(completions, "SCORES_RENDERED_HERE", 1 if many else 1000)
+        exchange = web.exchange(OPENAI, logprobs=2)
+        await web.play(exchange)
+        assert exchange.json["choices"][0]["logprobs"]["tokens"]
+        assert (threads == [threading.get_ident()]) is not many
 
     async def test_a_ledger_that_fails_at_the_end_is_503_and_nothing_stays_held(
         self, web: Web, monkeypatch: pytest.MonkeyPatch

@@ -1,66 +1,113 @@
-"""The prompt as the first piece of its own answer, scored where log probabilities are asked for."""
+"""The prompt as the first pieces of its own answer, scored where log probabilities are asked for."""
 
 import asyncio
+import codecs
+from collections.abc import Sequence
 from itertools import chain
 from weakref import WeakValueDictionary
 
 from headgate.core.completion import Chunk, Job, TokenLogprob
+from headgate.providers.embedded.admission import Admission
 from headgate.providers.embedded.remembered import Remembered
-from headgate.providers.embedded.side_door import Scores, SideDoor
+from headgate.providers.embedded.side_door import Alternatives, SideDoor
 from headgate.providers.embedded.tokenizer import TokenIds
+
+SLICE = 2048
+"""Tokens scored at a time: what the event loop does between two turns stays short, however long the prompt is."""
 
 REMEMBERED_PROMPTS = 128
 REMEMBERED_SCORES = 250_000
 
+Echoed = tuple[Chunk, ...]
 _Key = tuple[str, TokenIds, int]
 
 
 class Echo:
-    """Echoes of one engine's prompts. The jobs of one request share one scoring."""
+    """Echoes of one engine's prompts. The jobs of one request share one scoring, and its chunks.
 
-    def __init__(self, side: SideDoor) -> None:
+    At most one prompt is scored at a time, and `max_queue` wait: Overloaded beyond.
+    """
+
+    def __init__(self, side: SideDoor, max_queue: int) -> None:
         self._side = side
-        self._scores: Remembered[_Key, Scores] = Remembered(REMEMBERED_PROMPTS, REMEMBERED_SCORES)
+        self._turns = Admission(1, max_queue)
+        self._scored: Remembered[_Key, Echoed] = Remembered(REMEMBERED_PROMPTS, REMEMBERED_SCORES)
         # A lock lives as long as somebody scores or waits.
         self._locks: WeakValueDictionary[_Key, asyncio.Lock] = WeakValueDictionary()
 
-    async def chunk(self, job: Job, ids: TokenIds) -> Chunk:
+    async def chunks(self, job: Job, ids: TokenIds) -> Echoed:
         """The echoed prompt of `job`, whose tokens are `ids`."""
         if job.logprobs is None:
-            return Chunk(0, await self._text(job), tokens=0, echoed=True)
-        scores = await self._scored(job, ids)
-        pieces = [scores.pieces[token] for token in ids]
-        if isinstance(job.prompt, str):
-            text = job.prompt
-            pieces = as_written(pieces, text.encode())
-        else:
-            # An empty prompt begins with a start token that nobody wrote.
-            pieces = pieces if job.prompt else [b""]
-            text = b"".join(pieces).decode("utf-8", "replace")
-        first = TokenLogprob(pieces[0], None, None)
-        others = (
-            TokenLogprob(piece, logprob, tuple((scores.pieces[token], likely) for token, likely in top))
-            for piece, logprob, top in zip(pieces[1:], scores.logprobs, scores.top, strict=True)
-        )
-        return Chunk(0, text, tokens=0, logprobs=(first, *others), echoed=True)
+            return (Chunk(0, await self._text(job), tokens=0, echoed=True),)
+        key = (job.request_id, ids, job.logprobs)
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        async with lock:
+            echoed = self._scored.get(key)
+            if echoed is None:
+                await self._turns.enter()
+                try:
+                    echoed = await self._score(job, ids, job.logprobs)
+                finally:
+                    self._turns.leave()
+                self._scored.put(key, echoed, len(ids) * (job.logprobs + 1))
+        return echoed
 
     async def _text(self, job: Job) -> str:
         if isinstance(job.prompt, str):
             return job.prompt
         return b"".join(await self._side.pieces(job.prompt or ())).decode("utf-8", "replace")
 
-    async def _scored(self, job: Job, ids: TokenIds) -> Scores:
-        top = job.logprobs or 0
-        key = (job.request_id, ids, top)
-        lock = self._locks.get(key)
-        if lock is None:
-            lock = self._locks[key] = asyncio.Lock()
-        async with lock:
-            scores = self._scores.get(key)
-            if scores is None:
-                scores = await self._side.score(ids, top)
-                self._scores.put(key, scores, len(ids) * (top + 1))
-        return scores
+    async def _score(self, job: Job, ids: TokenIds, top: int) -> Echoed:
+        if isinstance(job.prompt, str):
+            text = job.prompt
+            pieces = as_written(await self._side.pieces(ids), text.encode())
+        else:
+            # An empty prompt begins with a start token that nobody wrote.
+            pieces = await self._side.pieces(ids) if job.prompt else [b""]
+            text = b"".join(pieces).decode("utf-8", "replace")
+        slices = [await self._slice(ids, pieces, first, top) for first in range(0, len(ids), SLICE)]
+        parts = _texts(slices, text)
+        return tuple(
+            Chunk(0, part, tokens=0, logprobs=entries, echoed=True)
+            for part, entries in zip(parts, slices, strict=True)
+        )
+
+    async def _slice(
+        self, ids: TokenIds, pieces: Sequence[bytes], first: int, top: int
+    ) -> tuple[TokenLogprob, ...]:
+        end = min(first + SLICE, len(ids))
+        logprobs: tuple[float | None, ...] = (None,)
+        tops: tuple[Alternatives | None, ...] = (None,)
+        names: dict[int, bytes] = {}
+        if end > 1:
+            scores = await self._side.score(ids, top, first, end)
+            names = scores.pieces
+            unscored = 1 if first == 0 else 0
+            logprobs = (*logprobs[:unscored], *scores.logprobs)
+            tops = (*tops[:unscored], *scores.top)
+        return tuple(
+            [
+                TokenLogprob(piece, logprob, _named(likely, names))
+                for piece, logprob, likely in zip(pieces[first:end], logprobs, tops, strict=True)
+            ]
+        )
+
+
+def _named(top: Alternatives | None, names: dict[int, bytes]) -> tuple[tuple[bytes, float], ...] | None:
+    return None if top is None else tuple((names[token], logprob) for token, logprob in top)
+
+
+def _texts(slices: Sequence[Sequence[TokenLogprob]], text: str) -> list[str]:
+    """The part of the text that belongs to each slice; all of it to the first where a tokenizer rewrote it."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    last = len(slices) - 1
+    parts = [
+        decoder.decode(b"".join([entry.data for entry in entries]), final=index == last)
+        for index, entries in enumerate(slices)
+    ]
+    return parts if "".join(parts) == text else [text] + [""] * last
 
 
 def as_written(pieces: list[bytes], text: bytes) -> list[bytes]:

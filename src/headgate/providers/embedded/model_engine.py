@@ -1,7 +1,8 @@
 """One model file: its process, its queue, its prompts, and the generations under way."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ from headgate.core.models import ModelSpec
 from headgate.providers.embedded import client
 from headgate.providers.embedded.admission import Admission
 from headgate.providers.embedded.client import EngineGone, EngineRefusal
-from headgate.providers.embedded.echo import Echo
+from headgate.providers.embedded.echo import Echo, Echoed
 from headgate.providers.embedded.generation import Generation, ends_here, generate_body
 from headgate.providers.embedded.gguf import ModelFile
 from headgate.providers.embedded.prompts import NOT_UNDERSTOOD, RESTARTING, Prompts
@@ -51,7 +52,7 @@ class ModelEngine:
         )
         self._admission = Admission(settings.slots, settings.max_queue)
         self._side = SideDoor(self._post_side)
-        self._echo = Echo(self._side)
+        self._echo = Echo(self._side, settings.max_queue)
         self.prompts = Prompts(model, context, self._post, self._side)
 
     def status(self) -> EngineStatus:
@@ -69,61 +70,49 @@ class ModelEngine:
         await self.prompts.check(job)
         grammar = await self.prompts.grammar(job)
         ids = await self.prompts.ids(job)
-        await self._admission.enter()
-        try:
-            async with aclosing(self._answer(job, ids, grammar, on_sent)) as batches:
-                async for batch in batches:
-                    yield batch
-        finally:
-            self._admission.leave()
-
-    async def _answer(
-        self, job: Job, ids: TokenIds, grammar: str | None, on_sent: Callable[[], None]
-    ) -> AsyncGenerator[list[Chunk], None]:
-        sent = False
-
-        def mark_sent() -> None:
-            nonlocal sent
-            if not sent:
-                sent = True
-                on_sent()
-
-        try:
+        sent = _Sent(on_sent)
+        with _told(job, sent):
             # The echo leaves with what follows it: until then the engine may still refuse.
-            batch = await self._echoed(job, ids, mark_sent) if job.echo else []
+            echoed = await self._echoed(job, ids, sent) if job.echo else ()
             if job.max_tokens == 0:
-                mark_sent()
-                batch.append(_nothing(job, len(ids)))
-                yield batch
+                sent.mark()
+                async for batch in _apart(echoed):
+                    yield batch
+                yield [_nothing(job, len(ids))]
                 return
-            generation = self._generation(job, ids)
-            body = generate_body(job, ids, grammar)
-            events = client.post_events(self.supervisor.address(), "/completion", body, mark_sent)
-            async with aclosing(events):
-                async for payloads in events:
-                    batch += await generation.read(payloads)
-                    if generation.ended:
-                        batch.append(await generation.last())
+            await self._admission.enter()
+            try:
+                async with aclosing(self._generate(job, ids, grammar, sent)) as batches:
+                    async for batch in batches:
+                        async for before in _apart(echoed):
+                            yield before
+                        echoed = ()
                         yield batch
-                        return
-                    if batch:
-                        yield batch
-                        batch = []
-            raise EngineGone("the stream ended early")
-        except EngineGone as gone:
-            if not sent:
-                raise Overloaded(RESTARTING, retry_after=1) from gone
-            raise UpstreamFailed("The embedded engine stopped before the answer was complete.") from gone
-        except EngineRefusal as refusal:
-            raise _refused(refusal, job) from refusal
-        except NOT_UNDERSTOOD as error:
-            raise UpstreamFailed("The embedded engine answered with something else.") from error
+            finally:
+                self._admission.leave()
 
-    async def _echoed(self, job: Job, ids: TokenIds, mark_sent: Callable[[], None]) -> list[Chunk]:
+    async def _echoed(self, job: Job, ids: TokenIds, sent: "_Sent") -> Echoed:
         if job.logprobs is not None:
             self.supervisor.side_address()  # Overloaded while there is none, and nothing is owed yet
-            mark_sent()
-        return [await self._echo.chunk(job, ids)]
+            sent.mark()
+        return await self._echo.chunks(job, ids)
+
+    async def _generate(
+        self, job: Job, ids: TokenIds, grammar: str | None, sent: "_Sent"
+    ) -> AsyncGenerator[list[Chunk], None]:
+        generation = self._generation(job, ids)
+        body = generate_body(job, ids, grammar)
+        events = client.post_events(self.supervisor.address(), "/completion", body, sent.mark)
+        async with aclosing(events):
+            async for payloads in events:
+                batch = await generation.read(payloads)
+                if generation.ended:
+                    batch.append(await generation.last())
+                    yield batch
+                    return
+                if batch:
+                    yield batch
+        raise EngineGone("the stream ended early")
 
     def _generation(self, job: Job, ids: TokenIds) -> Generation | ScoredGeneration:
         if ends_here(job):
@@ -135,6 +124,42 @@ class ModelEngine:
 
     async def _post_side(self, path: str, body: bytes, most: int) -> bytes:
         return await client.post(self.supervisor.side_address(), path, body, most)
+
+
+class _Sent:
+    """Tells once, at its first mark, that the engine was asked."""
+
+    def __init__(self, on_sent: Callable[[], None]) -> None:
+        self._on_sent = on_sent
+        self.marked = False
+
+    def mark(self) -> None:
+        if not self.marked:
+            self.marked = True
+            self._on_sent()
+
+
+@contextmanager
+def _told(job: Job, sent: _Sent) -> Iterator[None]:
+    """The engine's failures as clients are told of them."""
+    try:
+        yield
+    except EngineGone as gone:
+        if not sent.marked:
+            raise Overloaded(RESTARTING, retry_after=1) from gone
+        raise UpstreamFailed("The embedded engine stopped before the answer was complete.") from gone
+    except EngineRefusal as refusal:
+        raise _refused(refusal, job) from refusal
+    except NOT_UNDERSTOOD as error:
+        raise UpstreamFailed("The embedded engine answered with something else.") from error
+
+
+async def _apart(chunks: Echoed) -> AsyncGenerator[list[Chunk], None]:
+    """The pieces of a long echo one by one: each is rendered before the next, and others have their turns between."""
+    for chunk in chunks:
+        yield [chunk]
+        if len(chunks) > 1:
+            await asyncio.sleep(0)
 
 
 def _nothing(job: Job, prompt_tokens: int) -> Chunk:

@@ -95,25 +95,30 @@ class SideDoor:
     async def pieces(self, ids: Iterable[int]) -> list[bytes]:
         """Each token's bytes, a special token's name. The ids must be of the vocabulary."""
         wanted = tuple(ids)
-        unknown = [*dict.fromkeys(token for token in wanted if token not in self._pieces)]
-        found: dict[int, bytes] = {}
+        # What is known is taken before anything is awaited: others may forget it meanwhile.
+        found = {token: self._pieces[token] for token in wanted if token in self._pieces}
+        unknown = [*dict.fromkeys(token for token in wanted if token not in found)]
         for first in range(0, len(unknown), ASKED_AT_ONCE):
             some = unknown[first : first + ASKED_AT_ONCE]
             said = await self._ask("/pieces", {"ids": some}, LONGEST_PIECE * (1 + len(some)))
             pieces = msgspec.json.decode(said, type=_Pieces).pieces
             found.update(zip(some, (piece.encode("latin-1") for piece in pieces), strict=True))
-        result = [found[token] if token in found else self._pieces[token] for token in wanted]
+        result = [found[token] for token in wanted]
         if len(self._pieces) + len(found) > KNOWN_PIECES:
             self._pieces.clear()
         self._pieces.update(found)
         return result
 
-    async def score(self, ids: TokenIds, top: int) -> Scores:
-        """The log probability of each id but the first, given those before it, with `top` alternatives."""
-        body = {"ids": ids, "from": 0, "top": top}
-        said = msgspec.json.decode(await self._ask("/score", body, _answer_size(len(ids), top)), type=_Scored)
+    async def score(self, ids: TokenIds, top: int, first: int, end: int) -> Scores:
+        """The log probabilities of ids[first:end], each given all before it, with `top` alternatives.
+
+        The very first id has none.
+        """
+        body = {"ids": ids, "from": first, "to": end, "top": top}
+        wanted = end - max(1, first)
+        said = msgspec.json.decode(await self._ask("/score", body, _answer_size(wanted, top)), type=_Scored)
         scores = _scores(said)
-        if len(scores.logprobs) != len(ids) - 1 or len(scores.top) != len(ids) - 1:
+        if len(scores.logprobs) != wanted or len(scores.top) != wanted:
             raise UpstreamFailed("The embedded engine scored another number of tokens.")
         return scores
 

@@ -14,6 +14,7 @@ from headgate.config import demo_model_path
 from headgate.core.completion import Chunk, Job
 from headgate.core.errors import InvalidRequest, Overloaded, UpstreamFailed
 from headgate.core.models import ModelSpec
+from headgate.providers.embedded import echo as echo_module
 from headgate.providers.embedded.echo import Echo, as_written
 from headgate.providers.embedded.provider import EmbeddedProvider
 from headgate.providers.embedded.side_door import SideDoor
@@ -139,20 +140,24 @@ async def test_a_message_is_echoed_as_it_was_written(
 
 
 class Scoring:
-    """A side door that scores when it is let, and counts how often it was asked."""
+    """A side door that scores when it is let, by each position's number, and notes which slices were asked for."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.asked: list[tuple[int, int]] = []
         self.begun = asyncio.Event()
         self.free = asyncio.Event()
 
     async def post(self, path: str, body: bytes, most: int) -> bytes:
-        self.asked += 1
+        asked = msgspec.json.decode(body)
+        ids: Sequence[int] = asked["ids"]
+        names = [bytes([token]).decode("latin-1") for token in ids]
+        if path == "/pieces":
+            return msgspec.json.encode({"pieces": names})
+        self.asked.append((asked["from"], asked["to"]))
         self.begun.set()
         await self.free.wait()
-        ids: Sequence[int] = msgspec.json.decode(body)["ids"]
-        scores = [-1.0] * (len(ids) - 1)
-        pieces = {str(token): chr(token) for token in ids}
+        scores = [-float(position) for position in range(max(1, asked["from"]), asked["to"])]
+        pieces = {str(token): name for token, name in zip(ids, names, strict=True)}
         return msgspec.json.encode({"logprobs": scores, "top": [[]] * len(scores), "pieces": pieces})
 
 
@@ -160,19 +165,50 @@ async def test_the_jobs_of_one_request_are_scored_once_even_if_the_first_one_lea
     build_job: BuildJob,
 ) -> None:
     scoring = Scoring()
-    echo = Echo(SideDoor(scoring.post))
+    echo = Echo(SideDoor(scoring.post), max_queue=0)
     job = build_job("abc", echo=True, logprobs=0)
-    first, *others = [asyncio.create_task(echo.chunk(job, (97, 98, 99))) for _ in range(4)]
+    first, *others = [asyncio.create_task(echo.chunks(job, (97, 98, 99))) for _ in range(4)]
     await scoring.begun.wait()
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     scoring.free.set()
     chunks = await asyncio.gather(*others)
     assert len(set(map(str, chunks))) == 1
-    assert scoring.asked == 2  # the one that left, and one for all the others
+    assert len(scoring.asked) == 2  # the one that left, and one for all the others
     another = msgspec.structs.replace(job, request_id="another")
-    await echo.chunk(another, (97, 98, 99))
-    assert scoring.asked == 3
+    await echo.chunks(another, (97, 98, 99))
+    assert len(scoring.asked) == 3
+
+
+async def test_one_prompt_is_scored_at_a_time_and_only_so_many_wait(build_job: BuildJob) -> None:
+    scoring = Scoring()
+    echo = Echo(SideDoor(scoring.post), max_queue=0)
+    job = build_job("abc", echo=True, logprobs=0)
+    first = asyncio.create_task(echo.chunks(job, (97, 98, 99)))
+    await scoring.begun.wait()
+    another = msgspec.structs.replace(job, request_id="another")
+    with pytest.raises(Overloaded):
+        await echo.chunks(another, (97, 98, 99))
+    scoring.free.set()
+    assert await first == await echo.chunks(another, (97, 98, 99))
+
+
+@pytest.mark.parametrize("prompt", ["a 中文 😀!", tuple("a 中文 😀!".encode())], ids=["text", "ids"])
+async def test_a_long_prompt_is_scored_in_slices_that_join_to_the_whole(
+    build_job: BuildJob, monkeypatch: pytest.MonkeyPatch, prompt: str | tuple[int, ...]
+) -> None:
+    ids = tuple("a 中文 😀!".encode())
+    monkeypatch.setattr(echo_module, "SLICE", 4)
+    scoring = Scoring()
+    scoring.free.set()
+    job = build_job(prompt, echo=True, logprobs=0)
+    chunks = await Echo(SideDoor(scoring.post), max_queue=0).chunks(job, ids)
+    assert scoring.asked == [(0, 4), (4, 8), (8, 12), (12, 14)]
+    assert "".join(chunk.text for chunk in chunks) == "a 中文 😀!"
+    entries = [entry for chunk in chunks for entry in chunk.logprobs or ()]
+    assert [entry.logprob for entry in entries] == [None, *(-float(at) for at in range(1, 14))]
+    assert b"".join(entry.data for entry in entries) == "a 中文 😀!".encode()
+    assert all(chunk.echoed and chunk.tokens == 0 for chunk in chunks)
 
 
 @pytest.mark.parametrize(
@@ -193,13 +229,14 @@ def test_what_a_tokenizer_adds_is_no_part_of_the_prompt(
     assert as_written(pieces, text) == expected
 
 
-async def test_a_cancelled_scoring_frees_its_slot(start_provider: StartProvider, build_job: BuildJob) -> None:
+async def test_a_cancelled_scoring_gives_its_turn_back(
+    start_provider: StartProvider, build_job: BuildJob
+) -> None:
     provider = await start_provider(slots=1, max_queue=0)
     sent = asyncio.Event()
     job = build_job(tuple(range(6, 500)), max_tokens=0, echo=True, logprobs=5)
     call = asyncio.create_task(provider.complete(job, sent.set))
     await sent.wait()
-    assert provider.status()[0].running == 1
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
     assert provider.status()[0].running == 0
