@@ -275,12 +275,12 @@ def stops(value: str | Sequence[str] | None, name: str, most: int) -> tuple[str,
     return sequences
 
 
-def token_ids(ids: Sequence[int], name: str) -> tuple[int, ...]:
-    """Token ids. Whether a model has such tokens is for its provider to say."""
-    if ids and (min(ids) < 0 or max(ids) > HIGHEST_TOKEN_ID):
+def token_ids(ids: Sequence[float], name: str) -> tuple[int, ...]:
+    """Token ids; integral floats pass. Whether a model has such tokens is for its provider to say."""
+    if ids and (min(ids) < 0 or max(ids) > HIGHEST_TOKEN_ID or any(token % 1 for token in ids)):
         allowed = f"token ids from 0 to {HIGHEST_TOKEN_ID}"
         raise InvalidRequest(f"{name} must hold {allowed}.", param=name, allowed=allowed)
-    return tuple(ids)
+    return tuple(map(int, ids))
 
 
 def unsupported(name: str, why: str) -> InvalidRequest:

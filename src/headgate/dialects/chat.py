@@ -18,33 +18,30 @@ from headgate.core.completion import (
     ResponseFormat,
     Role,
 )
-from headgate.core.errors import GatewayError, InvalidRequest
+from headgate.core.errors import InvalidRequest
 from headgate.dialects.base import (
-    BearerDialect,
-    Caps,
-    ErrorResponse,
     RequestContext,
-    decode_body,
     integer,
     token_limit,
     unsupported,
 )
+from headgate.dialects.chat_stream import ChatStream
 from headgate.dialects.chat_wire import (
+    COMPLETION,
     AnswerMessage,
     ChatBody,
     ChatChoice,
     ChatCompletion,
     ChatMessage,
-    ChatStream,
     ContentPart,
     FormatBody,
     SchemaFormat,
     completion_id,
 )
 from headgate.dialects.openai import sampling_of
-from headgate.dialects.openai_errors import at_endpoint, error_response
+from headgate.dialects.openai_form import OpenAIForm
 from headgate.dialects.openai_logprobs import chat_logprobs
-from headgate.dialects.openai_wire import usage_object
+from headgate.dialects.openai_wire import usage_object, whole_answer
 
 ENDPOINT = "/v1/chat/completions"
 MOST_MESSAGES = 2048
@@ -85,20 +82,10 @@ _OTHER_PARTS = frozenset({"image_url", "input_audio", "file", "refusal"})
 _encode = msgspec.json.Encoder().encode
 
 
-class OpenAIChat(BearerDialect):
+class OpenAIChat(OpenAIForm[ChatBody]):
     name = "chat"
-
-    def __init__(self, caps: Caps) -> None:
-        self._caps = caps
-
-    def decode(self, body: bytes) -> ChatBody:
-        return decode_body(body, ChatBody, endpoint=ENDPOINT)
-
-    def parse(self, wire: ChatBody, context: RequestContext) -> CompletionRequest:
-        try:
-            return self._parse(wire, context)
-        except InvalidRequest as error:
-            raise at_endpoint(error, ENDPOINT) from None
+    endpoint = ENDPOINT
+    body = ChatBody
 
     def _parse(self, wire: ChatBody, context: RequestContext) -> CompletionRequest:
         if not wire.model:
@@ -137,21 +124,22 @@ class OpenAIChat(BearerDialect):
 
     def render(self, answer: Answer) -> bytes:
         request = answer.request
+        most = request.logprobs
+        if most is not None:
+            choices = [_encode(_choice(choice, most)) for choice in answer.choices]
+            return whole_answer(answer, completion_id(request), COMPLETION, choices)
         return _encode(
             ChatCompletion(
                 id=completion_id(request),
                 created=request.created,
                 model=answer.models[0].model,
-                choices=tuple(_choice(choice, request.logprobs) for choice in answer.choices),
+                choices=tuple([_choice(choice, None) for choice in answer.choices]),
                 usage=usage_object(answer.usage),
             )
         )
 
-    def renderer(self, request: CompletionRequest) -> "ChatStream":
+    def renderer(self, request: CompletionRequest) -> ChatStream:
         return ChatStream(request)
-
-    def render_error(self, error: GatewayError) -> ErrorResponse:
-        return error_response(error)
 
 
 def _choice(choice: Choice, most: int | None) -> ChatChoice:
@@ -253,7 +241,11 @@ def _schema_format(wire: SchemaFormat | None) -> ResponseFormat:
         allowed = "1 to 64 letters, digits, underscores or dashes"
         raise InvalidRequest(f"{where}.name must be {allowed}.", param=f"{where}.name", allowed=allowed)
     return ResponseFormat(
-        kind="json_schema", schema=_schema(wire.schema, f"{where}.schema"), name=wire.name, strict=wire.strict
+        kind="json_schema",
+        schema=_schema(wire.schema, f"{where}.schema"),
+        name=wire.name,
+        description=wire.description,
+        strict=wire.strict,
     )
 
 

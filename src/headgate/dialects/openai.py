@@ -9,26 +9,24 @@ from typing import cast
 
 import msgspec
 
-from headgate.core.completion import Answer, Choice, Chunk, CompletionRequest, Sampling, StreamEnd
+from headgate.core.completion import Answer, Choice, Chunk, CompletionRequest, Sampling
 from headgate.core.completion import Prompt as CorePrompt
-from headgate.core.errors import GatewayError, InvalidRequest
+from headgate.core.errors import InvalidRequest
 from headgate.dialects.base import (
     HIGHEST_TOKEN_ID,
-    BearerDialect,
     Caps,
-    ErrorResponse,
     RequestContext,
-    decode_body,
     integer,
     number,
     stops,
     token_ids,
     token_limit,
 )
-from headgate.dialects.openai_errors import at_endpoint, error_event, error_response, stream_stopped
+from headgate.dialects.openai_form import OpenAIForm, OpenAIStream
 from headgate.dialects.openai_logprobs import LegacyLogprobs, LegacyScores
 from headgate.dialects.openai_wire import (
     FINISH_REASONS,
+    OBJECT,
     CompletionsBody,
     Number,
     Prompt,
@@ -36,12 +34,10 @@ from headgate.dialects.openai_wire import (
     TextChoice,
     TextCompletion,
     choice_tail,
-    chunk_close,
-    chunk_head,
     finish_tail,
     usage_object,
+    whole_answer,
 )
-from headgate.dialects.sse import DONE, event
 
 ENDPOINT = "/v1/completions"
 DEFAULT_MAX_TOKENS = 16
@@ -52,27 +48,18 @@ _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 _encode = msgspec.json.Encoder().encode
 
 
-class OpenAICompletions(BearerDialect):
+class OpenAICompletions(OpenAIForm[CompletionsBody]):
     name = "openai"
-
-    def __init__(self, caps: Caps) -> None:
-        self._caps = caps
-
-    def decode(self, body: bytes) -> CompletionsBody:
-        return decode_body(body, CompletionsBody, endpoint=ENDPOINT)
-
-    def parse(self, wire: CompletionsBody, context: RequestContext) -> CompletionRequest:
-        try:
-            return self._parse(wire, context)
-        except InvalidRequest as error:
-            raise at_endpoint(error, ENDPOINT) from None
+    endpoint = ENDPOINT
+    body = CompletionsBody
 
     def _parse(self, wire: CompletionsBody, context: RequestContext) -> CompletionRequest:
         if not wire.model:
             raise InvalidRequest("model is required.", param="model")
         prompts = _prompts(wire.prompt)
         n = integer(wire.n, "n", 1, 128) or 1
-        candidates = _candidates(wire, n)
+        best_of = _best_of(wire, n)
+        candidates = best_of or n
         if len(prompts) * candidates > self._caps.max_choices:
             allowed = f"at most {self._caps.max_choices} choices in all"
             raise InvalidRequest(
@@ -100,7 +87,7 @@ class OpenAICompletions(BearerDialect):
             models=(wire.model,),
             prompts=tuple(map(_core_prompt, prompts)),
             n=n,
-            best_of=candidates if candidates > n else None,
+            best_of=best_of,
             logprobs=logprobs,
             echo=echo,
             suffix=suffix,
@@ -116,12 +103,16 @@ class OpenAICompletions(BearerDialect):
 
     def render(self, answer: Answer) -> bytes:
         request = answer.request
+        most = request.logprobs
+        if most is not None:
+            choices = [_encode(_choice(choice, most)) for choice in answer.choices]
+            return whole_answer(answer, completion_id(request), OBJECT, choices)
         return _encode(
             TextCompletion(
                 id=completion_id(request),
                 created=request.created,
                 model=answer.models[0].model,
-                choices=tuple(_choice(choice, request.logprobs) for choice in answer.choices),
+                choices=tuple([_choice(choice, None) for choice in answer.choices]),
                 usage=usage_object(answer.usage),
             )
         )
@@ -129,21 +120,15 @@ class OpenAICompletions(BearerDialect):
     def renderer(self, request: CompletionRequest) -> "CompletionsStream":
         return CompletionsStream(request)
 
-    def render_error(self, error: GatewayError) -> ErrorResponse:
-        return error_response(error)
 
-
-class CompletionsStream:
-    """Renders one stream: one event per chunk, all of the blocking shape, then `[DONE]`."""
+class CompletionsStream(OpenAIStream):
+    """One event per chunk, all of the blocking shape."""
 
     def __init__(self, request: CompletionRequest) -> None:
-        self._request = request
-        # What is the same in every chunk is encoded once; a chunk costs one string and three joins.
-        self._open = b"data: " + chunk_head(completion_id(request), request.created, request.models[0])
+        super().__init__(request, completion_id(request), OBJECT)
         self._heads: dict[int, bytes] = {}
         tail = choice_tail if request.logprobs is None else finish_tail
-        close = chunk_close(request.include_usage)
-        self._tails = {reason: tail(reason) + close for reason in FINISH_REASONS}
+        self._tails = {reason: tail(reason) + self._close for reason in FINISH_REASONS}
         self._scored: dict[int, _ScoredText] = {}
 
     def chunks(self, batch: Sequence[Chunk]) -> bytes:
@@ -173,24 +158,6 @@ class CompletionsStream:
         if head is None:
             head = self._heads[index] = self._open + b'{"index":%d,"text":' % index
         return head
-
-    def end(self, end: StreamEnd) -> bytes:
-        if end.kind == "aborted":
-            return self.error(stream_stopped(end.error))
-        if not self._request.include_usage:
-            return DONE
-        request = self._request
-        last = TextCompletion(
-            id=completion_id(request),
-            created=request.created,
-            model=end.answer.models[0].model,
-            choices=(),
-            usage=usage_object(end.answer.usage),
-        )
-        return event(_encode(last)) + DONE
-
-    def error(self, error: GatewayError) -> bytes:
-        return error_event(error)
 
 
 class _ScoredText:
@@ -258,30 +225,30 @@ def _choice(choice: Choice, most: int | None) -> TextChoice:
     )
 
 
-def _prompts(prompt: Prompt | None) -> Sequence[str | list[int]]:
+def _prompts(prompt: Prompt | None) -> Sequence[str | list[Number]]:
     """The prompts one by one, each a text or token ids."""
     if prompt is None:
         raise InvalidRequest("prompt is required.", param="prompt")
     if isinstance(prompt, str):
         return (prompt,)
     kinds = set(map(type, prompt))
-    if kinds == {int}:
-        return (cast(list[int], prompt),)
+    if kinds and kinds <= {int, float}:
+        return (cast(list[Number], prompt),)
     if kinds in ({str}, {list}):
-        return cast(list[str] | list[list[int]], prompt)
+        return cast(list[str] | list[list[Number]], prompt)
     allowed = "a string, or a non-empty list of strings, of token ids or of lists of token ids"
     raise InvalidRequest(f"prompt must be {allowed}.", param="prompt", allowed=allowed)
 
 
-def _core_prompt(prompt: str | list[int]) -> CorePrompt:
+def _core_prompt(prompt: str | list[Number]) -> CorePrompt:
     return prompt if isinstance(prompt, str) else token_ids(prompt, "prompt")
 
 
-def _candidates(wire: CompletionsBody, n: int) -> int:
-    """How many choices each prompt would generate: `n`, or `best_of` where it asks for more."""
+def _best_of(wire: CompletionsBody, n: int) -> int | None:
+    """How many candidates each prompt gets, the best first; 0 and 1 ask for nothing."""
     best_of = integer(wire.best_of, "best_of", 0, 20) or 0
     if best_of <= 1:
-        return n
+        return None
     if best_of < n:
         raise InvalidRequest(f"best_of must be at least n ({n}).", param="best_of", allowed=f"{n} to 20")
     if wire.stream:

@@ -59,11 +59,12 @@ class LegacyScores:
     def add(self, entries: Sequence[TokenLogprob], within: int | None = None) -> LegacyLogprobs:
         """The next entries. `within`: the length of the whole text, once it is known: an upstream may score
         tokens that a stop sequence cut away, and these begin where the text ends."""
+        tokens = [shown(entry.data) for entry in entries]
         offsets = [self._offset(entry.data) for entry in entries]
         return LegacyLogprobs(
-            tokens=[shown(entry.data) for entry in entries],
-            token_logprobs=[None if entry.logprob is None else _finite(entry.logprob) for entry in entries],
-            top_logprobs=[self._alternatives(entry) for entry in entries],
+            tokens=tokens,
+            token_logprobs=[None if entry.logprob is None else _bounded(entry.logprob) for entry in entries],
+            top_logprobs=list(map(self._alternatives, entries, tokens)),
             text_offset=offsets if within is None else [min(offset, within) for offset in offsets],
         )
 
@@ -79,14 +80,18 @@ class LegacyScores:
         self._characters += len(decoder.decode(data[1:]))
         return offset
 
-    def _alternatives(self, entry: TokenLogprob) -> dict[str, float] | None:
+    def _alternatives(self, entry: TokenLogprob, own: str) -> dict[str, float] | None:
         if entry.logprob is None:
             return None
         alternatives: dict[str, float] = {}
-        for data, logprob in (*(entry.top or ())[: self._most], (entry.data, entry.logprob)):
-            token, value = shown(data), _finite(logprob)
-            # Two tokens may be written alike; the likelier one stands for both.
+        # Two tokens may be written alike; the likelier one stands for both.
+        for data, logprob in (entry.top or ())[: self._most]:
+            token, value = shown(data), _bounded(logprob)
             alternatives[token] = max(value, alternatives.get(token, value))
+        value = _bounded(entry.logprob)
+        if not own and value in alternatives.values():
+            return alternatives  # a special token, which stands there under its name
+        alternatives[own] = max(value, alternatives.get(own, value))
         return alternatives
 
 
@@ -96,10 +101,10 @@ def chat_logprobs(entries: Sequence[TokenLogprob], most: int) -> ChatLogprobs:
         content=[
             ContentLogprob(
                 token=shown(entry.data),
-                logprob=LOWEST if entry.logprob is None else _finite(entry.logprob),
+                logprob=LOWEST if entry.logprob is None else _bounded(entry.logprob),
                 bytes=list(entry.data),
                 top_logprobs=[
-                    TopLogprob(token=shown(data), logprob=_finite(logprob), bytes=list(data))
+                    TopLogprob(token=shown(data), logprob=_bounded(logprob), bytes=list(data))
                     for data, logprob in (entry.top or ())[:most]
                 ],
             )
@@ -117,5 +122,5 @@ def shown(data: bytes) -> str:
         return "bytes:" + "".join([f"\\x{byte:02x}" for byte in data])
 
 
-def _finite(logprob: float) -> float:
-    return logprob if math.isfinite(logprob) else LOWEST
+def _bounded(logprob: float) -> float:
+    return max(logprob, LOWEST) if math.isfinite(logprob) else LOWEST

@@ -1,9 +1,11 @@
-"""What clients of the OpenAI forms send and get, field by field, and the bytes all chunks of a stream share."""
+"""What clients of the OpenAI forms send and get, field by field, and the bytes that answers and chunks share."""
+
+from collections.abc import Iterable
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from headgate.core.completion import FinishReason, Usage
+from headgate.core.completion import Answer, FinishReason, Usage
 from headgate.dialects.openai_logprobs import LegacyLogprobs
 
 OBJECT = "text_completion"
@@ -16,8 +18,8 @@ FINISH_REASONS: tuple[FinishReason | None, ...] = (
     "timeout",
 )
 
-Prompt = str | list[str | int | list[int]]
 Number = int | float
+Prompt = str | list[str | Number | list[Number]]
 _encode = msgspec.json.Encoder().encode
 
 
@@ -117,3 +119,11 @@ def finish_tail(reason: FinishReason | None) -> bytes:
 def chunk_close(include_usage: bool) -> bytes:
     """A chunk's JSON after its choice, and the end of its event. The usage itself comes in a chunk of its own."""
     return b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+
+
+def whole_answer(answer: Answer, id_: str, object_: str, choices: Iterable[bytes]) -> bytes:
+    """An answer's JSON from that of its choices. They are encoded one by one: with log probabilities an answer may
+    have hundreds of megabytes, and one call for them all would hold up every other thread."""
+    head = chunk_head(id_, answer.request.created, answer.models[0].model, object_)
+    usage = _encode(usage_object(answer.usage))
+    return b"".join((head, b",".join(choices), b'],"usage":', usage, b"}"))

@@ -22,11 +22,7 @@ from headgate.core.completion import (
 )
 from headgate.core.errors import GatewayError, InvalidRequest, UpstreamTimeout
 from headgate.dialects.base import (
-    BearerDialect,
-    Caps,
-    ErrorResponse,
     RequestContext,
-    decode_body,
     number,
     stops,
     token_limit,
@@ -34,11 +30,10 @@ from headgate.dialects.base import (
 from headgate.dialects.openai_errors import (
     STATUSES,
     StatusTable,
-    at_endpoint,
     error_event,
-    error_response,
     stream_stopped,
 )
+from headgate.dialects.openai_form import OpenAIForm
 from headgate.dialects.openai_wire import FINISH_REASONS, OBJECT, Number, choice_tail, chunk_head
 from headgate.dialects.sse import DONE, event
 
@@ -121,20 +116,11 @@ class ThiggleChunk(Struct, frozen=True, kw_only=True):
     usage: TimedUsage | UnsetType = UNSET
 
 
-class Thiggle(BearerDialect):
+class Thiggle(OpenAIForm[ThiggleBody]):
     name = "thiggle"
-
-    def __init__(self, caps: Caps) -> None:
-        self._caps = caps
-
-    def decode(self, body: bytes) -> ThiggleBody:
-        return decode_body(body, ThiggleBody, endpoint=ENDPOINT)
-
-    def parse(self, wire: ThiggleBody, context: RequestContext) -> CompletionRequest:
-        try:
-            return self._parse(wire, context)
-        except InvalidRequest as error:
-            raise at_endpoint(error, ENDPOINT) from None
+    endpoint = ENDPOINT
+    body = ThiggleBody
+    statuses = THIGGLE_STATUSES
 
     def _parse(self, wire: ThiggleBody, context: RequestContext) -> CompletionRequest:
         if wire.prompt is None:
@@ -189,9 +175,6 @@ class Thiggle(BearerDialect):
 
     def renderer(self, request: CompletionRequest) -> "ThiggleStream":
         return ThiggleStream(request)
-
-    def render_error(self, error: GatewayError) -> ErrorResponse:
-        return error_response(error, THIGGLE_STATUSES)
 
 
 class ThiggleStream:

@@ -55,7 +55,7 @@ class DetokenizeBody(Struct, frozen=True, kw_only=True):
     """The body of `POST /detokenize`."""
 
     model: str | None = None
-    tokens: list[int] | None = None
+    tokens: list[int | float] | None = None
 
 
 class TokensObject(Struct, frozen=True, kw_only=True):

@@ -4,6 +4,9 @@ An upstream that ignores either would answer something else than was asked, so w
 prompt. A blocking answer is one single piece: both ways give the same text and the same entries.
 """
 
+from bisect import bisect_left
+from itertools import pairwise
+
 import msgspec
 
 from headgate.core.completion import Chunk, FinishReason, Job, TokenLogprob
@@ -16,7 +19,8 @@ SURPLUS_ENTRIES = 1024
 
 
 def is_checked(job: Job) -> bool:
-    return job.echo or job.logprobs is not None
+    """Whether there is more to a choice than its text. Some upstreams make a token even where none is asked for."""
+    return job.echo or job.logprobs is not None or not job.max_tokens
 
 
 class CheckedChoice:
@@ -28,12 +32,15 @@ class CheckedChoice:
 
     __slots__ = (
         "_asked",
+        "_characters",
         "_count",
         "_data_bytes",
         "_held",
         "_index",
         "_job",
         "_most",
+        "_of_prompt",
+        "_placed",
         "_preface",
         "_prompt",
         "_prompt_bytes",
@@ -60,7 +67,10 @@ class CheckedChoice:
         self._prompt_left = self._prompt_bytes
         self._text_bytes = 0
         self._data_bytes = 0
+        self._characters = 0
         self._count = 0
+        self._placed = True
+        self._of_prompt = 0
         self._starts_unscored = False
         self._held: tuple[TokenLogprob, ...] = ()
         self._most = SURPLUS_ENTRIES + job.max_tokens + self._prompt_bytes + self._prompt_ids
@@ -73,14 +83,17 @@ class CheckedChoice:
         ours: FinishReason | None = None
         if finish is not None:
             ours = finish_reason(finish) if self._job.max_tokens else "length"
-        echoed, text = self._split(text)
-        self._text_bytes += len(echoed.encode()) + len(text.encode())
-        entries = self._entries(logprobs, ours) if self._asked else ()
+        whole = text
+        echoed, text = self._split(whole)
+        self._text_bytes += len(whole.encode())
+        entries = self._entries(whole, logprobs, ours) if self._asked else ()
         border = self._border(entries)
-        if text and self._asked and self._prompt_left > 0:
+        if text and self._asked and self._prompt_left > 0 and not self._placed:
             raise self._unscored_prompt()
         if ours is not None:
             self._check_whole()
+        if not self._job.max_tokens and not self._prompt_ids:
+            text, entries = "", entries[:border]  # nothing but the prompt was asked for
         chunks = []
         if self._preface and (text or ours is not None):
             chunks.append(Chunk(self._index, self._preface, tokens=0, echoed=True))
@@ -103,11 +116,14 @@ class CheckedChoice:
         self._prompt_seen += len(expected)
         return expected, text[len(expected) :]
 
-    def _entries(self, logprobs: msgspec.Raw, finish: FinishReason | None) -> tuple[TokenLogprob, ...]:
+    def _entries(
+        self, text: str, logprobs: msgspec.Raw, finish: FinishReason | None
+    ) -> tuple[TokenLogprob, ...]:
         """The entries to give with this piece."""
         given = logprobs_wire.entries(self._provider, logprobs, self._job.logprobs or 0, self._most)
         if given and not self._count:
             given = (self._first(given[0]), *given[1:])
+        given = self._in_place(text, given, logprobs)
         self._count += len(given)
         self._data_bytes += sum(len(entry.data) for entry in given)
         if self._count > self._most:
@@ -131,6 +147,34 @@ class CheckedChoice:
             return (*entries[:-1], TokenLogprob(b"", last.logprob, last.top, end=True))
         return entries
 
+    def _in_place(
+        self, text: str, given: tuple[TokenLogprob, ...], logprobs: msgspec.Raw
+    ) -> tuple[TokenLogprob, ...]:
+        """The entries with the bytes that stand in the text where their tokens lack its blanks.
+
+        The upstream's offsets are believed for as long as those of each piece begin where its text does and every
+        token fits what stands in its place; otherwise bytes are counted.
+        """
+        start, end = self._characters, self._characters + len(text)
+        self._characters = end
+        if not self._placed or not (text or given):
+            return given
+        places = logprobs_wire.offsets(logprobs, len(given))
+        self._placed = places is not None and places[0] == start
+        if places is None or not self._placed:
+            return given
+        spans = [text[first - start : last - start] for first, last in pairwise((*places, end))]
+        self._placed = all(map(_fits, given, spans, [last >= end for last in (*places[1:], end)]))
+        if not self._placed:
+            return given
+        self._of_prompt += bisect_left(places, len(self._prompt))
+        found = tuple(map(_as_written, given, spans))
+        if text:
+            # All before its end is accounted for, however long the tokens are that stand for parts of characters.
+            within = found[: bisect_left(places, end)]
+            self._data_bytes = self._text_bytes - sum(len(entry.data) for entry in within)
+        return found
+
     def _first(self, entry: TokenLogprob) -> TokenLogprob:
         """Some upstreams score a start token that is not in the text: it has no bytes there."""
         self._starts_unscored = entry.logprob is None
@@ -141,6 +185,11 @@ class CheckedChoice:
 
     def _border(self, entries: tuple[TokenLogprob, ...]) -> int:
         """How many of these entries are the prompt's: one that reaches beyond it is."""
+        if self._placed:
+            border = min(self._of_prompt, len(entries))
+            self._of_prompt -= border
+            self._prompt_left -= sum(len(entry.data) for entry in entries[:border])
+            return border
         for position, entry in enumerate(entries):
             if self._prompt_left <= 0:
                 return position
@@ -157,7 +206,7 @@ class CheckedChoice:
         if not self._asked:
             return
         scored = True
-        if self._prompt:
+        if self._prompt and not self._placed:
             completion = self._text_bytes - self._prompt_bytes
             scored = self._prompt_left <= 0 and (self._starts_unscored or self._data_bytes > completion)
         elif self._prompt_ids:
@@ -171,3 +220,32 @@ class CheckedChoice:
 
     def _unscored_prompt(self) -> UpstreamFailed:
         return UpstreamFailed(f"The provider {self._provider} gave no log probabilities for the prompt.")
+
+
+def _fits(entry: TokenLogprob, span: str, is_last: bool) -> bool:
+    """Whether a token may stand for this part of the text, blanks aside.
+
+    Part of a character, or U+FFFD in its place, says nothing. What reaches the end of the text may have been cut there.
+    """
+    try:
+        token = entry.data.decode()
+    except UnicodeDecodeError:
+        return True
+    if token == span or "\ufffd" in token:
+        return True
+    token, span = _without_blanks(token), _without_blanks(span)
+    return token.startswith(span) if is_last else token == span
+
+
+def _as_written(entry: TokenLogprob, span: str) -> TokenLogprob:
+    """The entry with the blanks that the text has around its token, among the alternatives too."""
+    data = entry.data
+    written = span.encode()
+    if written == data or _without_blanks(span).encode() != b"".join(data.split()):
+        return entry
+    top = entry.top and tuple((written if other == data else other, score) for other, score in entry.top)
+    return TokenLogprob(written, entry.logprob, top, entry.end)
+
+
+def _without_blanks(text: str) -> str:
+    return "".join(text.split())

@@ -101,6 +101,7 @@ class OpenAICompatible:
                     block = await response.block()
                 except UpstreamError:
                     if not answer.whole:
+                        yield answer.reported()
                         raise
                     block = b""  # nothing is missing, so it does not matter how the connection ended
                 left -= len(block)
@@ -109,6 +110,7 @@ class OpenAICompatible:
                 batch = answer.take(reader.feed(block) if block else reader.last())
                 if not block:
                     answer.connection_ended()
+                    batch += answer.reported()
                 if batch:
                     yield batch
             if answer.failure is not None:

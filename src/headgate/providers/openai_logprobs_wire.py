@@ -3,7 +3,10 @@
 Some upstreams answer completions in the chat form, so either form is taken from either endpoint.
 """
 
+import json
 import re
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Annotated
 
 import msgspec
@@ -12,8 +15,9 @@ from msgspec import Meta, Struct
 from headgate.core.completion import TokenLogprob
 from headgate.core.errors import UpstreamFailed
 
-LOWEST, HIGHEST = -1e6, 0.01
-"""A log probability is at most 0, give or take a rounding; OpenAI says -9999 for next to nothing."""
+LOWEST, HIGHEST = -9999.0, 0.01
+"""A log probability is at most 0, give or take a rounding. OpenAI says -9999 for no chance at all; what others say
+for it (-3.4e38, a number beyond all floats, null) is read as that."""
 MAX_BYTES_PER_ENTRY = 8192
 
 _Byte = Annotated[int, Meta(ge=0, le=255)]
@@ -27,8 +31,14 @@ class _Token(Struct, frozen=True, gc=False):
     bytes: list[_Byte] | None = None
 
 
+class _Alternative(Struct, frozen=True, gc=False):
+    token: str
+    logprob: float | None
+    bytes: list[_Byte] | None = None
+
+
 class _ChatEntry(_Token, frozen=True, gc=False):
-    top_logprobs: list[_Token] | None = None
+    top_logprobs: list[_Alternative] | None = None
 
 
 class _Reported(Struct, frozen=True, gc=False):
@@ -37,10 +47,15 @@ class _Reported(Struct, frozen=True, gc=False):
     content: list[_ChatEntry] | None = None
     tokens: list[str] | None = None
     token_logprobs: list[float | None] | None = None
-    top_logprobs: list[dict[str, float] | None] | None = None
+    top_logprobs: list[dict[str, float | None] | None] | None = None
 
 
-_decode = msgspec.json.Decoder(_Reported | None).decode
+class _Placed(Struct, frozen=True, gc=False):
+    text_offset: list[int] | None = None
+
+
+_decode: Callable[[bytes | msgspec.Raw], _Reported | None] = msgspec.json.Decoder(_Reported | None).decode
+_decode_places = msgspec.json.Decoder(_Placed).decode
 
 
 def entries(provider: str, raw: msgspec.Raw, alternatives: int, most: int) -> tuple[TokenLogprob, ...]:
@@ -54,7 +69,7 @@ def entries(provider: str, raw: msgspec.Raw, alternatives: int, most: int) -> tu
     try:
         if size > (most + 1) * MAX_BYTES_PER_ENTRY:
             raise ValueError("more than any answer needs")
-        reported = _decode(raw)
+        reported = _reported(raw)
         if reported is None:
             return ()
         if len(reported.content or reported.tokens or ()) > most:
@@ -68,6 +83,31 @@ def entries(provider: str, raw: msgspec.Raw, alternatives: int, most: int) -> tu
             f"The provider {provider} sent log probabilities that cannot be read."
         ) from error
     return tuple(read)
+
+
+def offsets(raw: msgspec.Raw, count: int) -> list[int] | None:
+    """Where in the text each of `count` tokens begins, in characters; None where that is not given properly."""
+    try:
+        places = _decode_places(raw).text_offset
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+    if not places or len(places) != count or any(later < earlier for earlier, later in pairwise(places)):
+        return None
+    return places
+
+
+def _reported(raw: msgspec.Raw) -> _Reported | None:
+    try:
+        return _decode(raw)
+    except msgspec.ValidationError:
+        # Numbers beyond a float's range are refused there; here they are infinite.
+        lenient = json.loads(bytes(raw), parse_int=_whole_number)
+        reported: _Reported | None = msgspec.convert(lenient, _Reported | None)
+        return reported
+
+
+def _whole_number(digits: str) -> float:
+    return int(digits) if len(digits) < 20 else float(digits)
 
 
 def _legacy_entries(reported: _Reported, alternatives: int) -> list[TokenLogprob]:
@@ -87,7 +127,7 @@ def _legacy_entries(reported: _Reported, alternatives: int) -> list[TokenLogprob
 
 
 def _legacy_entry(
-    token: str, logprob: float | None, top: dict[str, float] | None, alternatives: int
+    token: str, logprob: float | None, top: dict[str, float | None] | None, alternatives: int
 ) -> TokenLogprob:
     data = _bytes_of(token)
     if logprob is None:
@@ -96,7 +136,7 @@ def _legacy_entry(
         return TokenLogprob(data, _checked(logprob))
     if top is None:
         raise ValueError("an entry's alternatives are missing")
-    pairs = [(_bytes_of(other), _checked(value)) for other, value in top.items()]
+    pairs = [(_bytes_of(other), _alternative(value)) for other, value in top.items()]
     return TokenLogprob(data, _checked(logprob), _best(pairs, alternatives))
 
 
@@ -106,7 +146,7 @@ def _chat_entry(entry: _ChatEntry, alternatives: int) -> TokenLogprob:
         return TokenLogprob(data, logprob)
     if entry.top_logprobs is None:
         raise ValueError("an entry's alternatives are missing")
-    pairs = [(_chat_bytes(other), _checked(other.logprob)) for other in entry.top_logprobs]
+    pairs = [(_chat_bytes(other), _alternative(other.logprob)) for other in entry.top_logprobs]
     return TokenLogprob(data, logprob, _best(pairs, alternatives))
 
 
@@ -116,12 +156,16 @@ def _best(pairs: list[tuple[bytes, float]], alternatives: int) -> tuple[tuple[by
 
 
 def _checked(logprob: float) -> float:
-    if not LOWEST <= logprob <= HIGHEST:
+    if not logprob <= HIGHEST:
         raise ValueError("not the logarithm of a probability")
-    return logprob
+    return max(logprob, LOWEST)
 
 
-def _chat_bytes(token: _Token) -> bytes:
+def _alternative(logprob: float | None) -> float:
+    return LOWEST if logprob is None else _checked(logprob)
+
+
+def _chat_bytes(token: _Token | _Alternative) -> bytes:
     return bytes(token.bytes) if token.bytes is not None else _bytes_of(token.token)
 
 

@@ -75,10 +75,14 @@ class StreamedAnswer:
             self._fail(error)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._fail(UpstreamFailed(f"The provider {self._provider} sent an event that cannot be read."))
-        if self._usage is not None and not self._unfinished:
-            batch.append(Chunk(-1, usage=self._usage))
-            self._usage = None
+        if self.ended or not self._unfinished:
+            batch += self.reported()
         return batch
+
+    def reported(self) -> list[Chunk]:
+        """The usage that was reported and not given yet; of an answer that broke off it counts too."""
+        usage, self._usage = self._usage, None
+        return [] if usage is None else [Chunk(-1, usage=usage)]
 
     def connection_ended(self) -> None:
         """Without `[DONE]`: that will do when every choice is whole, and not otherwise."""

@@ -17,6 +17,7 @@ MAX_TOKENS_REPORTED = 2**40
 
 class JSONSchema(Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str | None = None
+    description: str | None = None
     schema: msgspec.Raw | None = None
     strict: bool | None = None
 
@@ -146,7 +147,10 @@ def _format(asked: ResponseFormat) -> Format:
         return Format(type=asked.kind)
     schema = None if asked.schema is None else msgspec.Raw(asked.schema)
     return Format(
-        type=asked.kind, json_schema=JSONSchema(name=asked.name, schema=schema, strict=asked.strict)
+        type=asked.kind,
+        json_schema=JSONSchema(
+            name=asked.name, description=asked.description, schema=schema, strict=asked.strict
+        ),
     )
 
 

@@ -209,7 +209,7 @@ class Completions:
                     model=model.planned.requested,
                     provider=model.planned.spec.provider,
                     spec=model.planned.spec,
-                    choices=model.choices(plan.request.n) if model.failure is None else (),
+                    choices=model.choices(plan.request) if model.failure is None else (),
                     charge=charge,
                     elapsed_s=model.elapsed_s,
                     created=now,

@@ -14,6 +14,9 @@ from headgate.core.completion import Choice, CompletionRequest, Job, Prompt, Sam
 from headgate.core.models import ModelSpec
 from headgate.service.mapping import shape_for, transcript
 
+SEED_STRIDE = 2_654_435_761
+"""A prime near 2**32 divided by the golden ratio: multiples of it lie far apart, also in 32 bits."""
+
 
 class Candidate(Struct, frozen=True, gc=False):
     """A finished choice and the mean log probability of what was generated of it (None: not known)."""
@@ -52,7 +55,7 @@ def jobs_for(request: CompletionRequest, spec: ModelSpec, first_index: int) -> I
                 n=(request.n if chooses else wanted) if spec.takes_n else 1,
                 best_of=request.best_of if chooses else None,
                 max_tokens=0,
-                sampling=_nth_seed(request.sampling, call),
+                sampling=_nth_seed(request.sampling, prompt_index * wanted + call),
                 logprobs=logprobs,
                 echo=request.echo,
                 suffix=request.suffix,
@@ -63,17 +66,17 @@ def jobs_for(request: CompletionRequest, spec: ModelSpec, first_index: int) -> I
             )
 
 
-def choose(prompts: Sequence[Sequence[Candidate]], n: int, first_index: int) -> tuple[Choice, ...]:
-    """The best `n` candidates of each prompt, better first where there are more than n, numbered in order.
+def choose(
+    prompts: Sequence[Sequence[Candidate]], request: CompletionRequest, first_index: int
+) -> tuple[Choice, ...]:
+    """The choices of each prompt, numbered in order; with `best_of` the best n of its candidates, better first.
 
     Those whose score is not known come last; equally good ones keep their order.
     """
     chosen: list[Choice] = []
     for candidates in prompts:
-        ranked = candidates
-        if len(candidates) > n:
-            ranked = sorted(candidates, key=_badness)[:n]
-        chosen += (candidate.choice for candidate in ranked)
+        ranked = candidates if request.best_of is None else sorted(candidates, key=_badness)
+        chosen += (candidate.choice for candidate in ranked[: request.n])
     return tuple(
         choice if choice.index == index else msgspec.structs.replace(choice, index=index)
         for index, choice in enumerate(chosen, first_index)
@@ -85,7 +88,7 @@ def _badness(candidate: Candidate) -> float:
 
 
 def _nth_seed(sampling: Sampling, call: int) -> Sampling:
-    """The same seed gives the same text, and the choices of one request differ."""
+    """The same seed gives the same text, and the choices of one request differ, also from those of the next seed."""
     if not call or sampling.seed is None:
         return sampling
-    return msgspec.structs.replace(sampling, seed=sampling.seed + call)
+    return msgspec.structs.replace(sampling, seed=(sampling.seed + call * SEED_STRIDE) % 2**63)

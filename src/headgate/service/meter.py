@@ -9,6 +9,7 @@ from headgate.core.completion import (
     Choice,
     Chunk,
     Completion,
+    CompletionRequest,
     FinishReason,
     TokenLogprob,
     Usage,
@@ -158,14 +159,14 @@ class ModelMeter:
         """True once the provider was asked at least once."""
         return any(job.sent for job in self.jobs)
 
-    def choices(self, n: int) -> tuple[Choice, ...]:
-        """The answer's choices: `n` for each prompt, the best of the candidates where there are more."""
-        if len(self.jobs) == 1 and self.jobs[0].planned.job.n == n:
+    def choices(self, request: CompletionRequest) -> tuple[Choice, ...]:
+        """The answer's choices: n for each prompt, with `best_of` the best of its candidates."""
+        if len(self.jobs) == 1 and (request.best_of is None or self.jobs[0].planned.job.best_of is not None):
             return tuple(self.jobs[0].choices())
         prompts: dict[int, list[Candidate]] = {}
         for job in self.jobs:
             prompts.setdefault(job.planned.job.prompt_index, []).extend(job.candidates())
-        return choose(list(prompts.values()), n, self.planned.first_index)
+        return choose(list(prompts.values()), request, self.planned.first_index)
 
     def usage(self) -> Usage:
         if len(self.jobs) == 1:

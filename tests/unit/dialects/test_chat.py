@@ -261,7 +261,7 @@ def test_a_json_schema_is_kept_as_it_was_sent() -> None:
         + "}}}"
     )
     assert parse_body(body.encode()).response_format == ResponseFormat(
-        kind="json_schema", schema=SCHEMA.encode(), name="an_answer-1", strict=True
+        kind="json_schema", schema=SCHEMA.encode(), name="an_answer-1", description="d", strict=True
     )
 
 
@@ -499,6 +499,20 @@ def test_log_probabilities_come_with_each_choice_where_they_are_asked_for() -> N
     assert [token.logprob for token in logprobs.content] == [-0.5, -1.0, -2.5]
     assert [len(token.top_logprobs) for token in logprobs.content] == [1, 1, 1]
     assert json.loads(DIALECT.render(answer(parse(), choice)))["choices"][0]["logprobs"] is None
+
+
+def test_an_answer_differs_by_its_log_probabilities_alone_where_they_are_asked_for() -> None:
+    choices = [
+        Choice(index=index, text=text, finish_reason="stop", logprobs=SCORED)
+        for index, text in enumerate(("Hi 😀", 'Hi "\n', ""))
+    ]
+    for some in ([], choices[:1], choices):
+        scored = json.loads(DIALECT.render(answer(parse(n=3, logprobs=True), *some)))
+        for choice in scored["choices"]:
+            assert [token["logprob"] for token in choice["logprobs"]["content"]] == [-0.5, -1.0, -2.5]
+            choice["logprobs"] = None
+        plain = DIALECT.render(answer(parse(n=3), *some))
+        assert json.dumps(scored) == json.dumps(json.loads(plain))  # the order of the keys too
 
 
 def test_a_streamed_choice_is_its_role_its_content_and_its_finish_reason() -> None:

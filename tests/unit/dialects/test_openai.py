@@ -193,7 +193,6 @@ NEUTRAL: list[dict[str, object]] = [
     {"best_of": 1},
     {"best_of": 1, "stream": True},
     {"best_of": 1, "n": 3},
-    {"best_of": 3, "n": 3},
     {"suffix": ""},
     {"logit_bias": {}},
     {"stream_options": {}},
@@ -311,7 +310,7 @@ WRONG_TYPES: list[tuple[str, object]] = [
     ("prompt", {"a": 1}),
     ("prompt", [None]),
     ("prompt", [1.5]),
-    ("prompt", [5.0]),
+    ("prompt", [5.5]),
     ("prompt", [True]),
     ("prompt", [[1, False]]),
     ("prompt", [["a"]]),
@@ -367,10 +366,16 @@ def test_log_probabilities_are_asked_for_with_their_number_of_alternatives(most:
     assert parse(logprobs=most).logprobs == int(most)
 
 
-def test_best_of_is_kept_where_it_asks_for_more_candidates_than_choices() -> None:
+def test_best_of_is_kept_where_it_asks_for_an_order() -> None:
     request = parse(n=2, best_of=5)
     assert (request.n, request.best_of) == (2, 5)
-    assert parse(n=5, best_of=5).best_of is None
+    assert parse(n=5, best_of=5).best_of == 5
+    assert parse(n=5, best_of=1).best_of is None
+
+
+def test_integral_floats_pass_as_token_ids() -> None:
+    assert parse(prompt=[5.0, 6]).prompts == ((5, 6),)
+    assert parse(prompt=[[5.0], [6]]).prompts == ((5,), (6,))
 
 
 def test_a_suffix_is_kept_with_echo_or_with_logprobs() -> None:
@@ -520,6 +525,20 @@ def test_an_answer_with_log_probabilities_is_the_sdks_completion() -> None:
     assert logprobs is not None
     assert logprobs.token_logprobs == [-0.5, -2.5, -0.25]
     assert logprobs.text_offset == [0, 1, 2]
+
+
+def test_an_answer_differs_by_its_log_probabilities_alone_where_they_are_asked_for() -> None:
+    choices = tuple(
+        Choice(index=index, text=text, finish_reason="stop", logprobs=SCORED)
+        for index, text in enumerate(("Hi 😀", 'Hi "\n', ""))
+    )
+    for given in ((), choices[:1], choices):
+        scored = json.loads(DIALECT.render(answer(parse(n=3, logprobs=1), given, cached=2)))
+        for choice in scored["choices"]:
+            assert choice["logprobs"]["tokens"] == LEGACY["tokens"]
+            choice["logprobs"] = None
+        plain = DIALECT.render(answer(parse(n=3), given, cached=2))
+        assert json.dumps(scored) == json.dumps(json.loads(plain))  # the order of the keys too
 
 
 def test_streamed_log_probabilities_joined_are_the_blocking_ones_choice_by_choice() -> None:

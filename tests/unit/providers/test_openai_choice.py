@@ -230,6 +230,155 @@ def test_token_ids_are_no_text_to_compare_but_their_scores_show_them() -> None:
             CheckedChoice("acme", asked, 0).take("".join(tokens), scores(tokens, first), "stop")
 
 
+# --- offsets ----------------------------------------------------------------------------------------------------
+
+Placed = tuple[str, Sequence[tuple[str, int]], str | None]
+"""A text, its tokens with their offsets, and a finish reason."""
+BLANKLESS: list[Placed] = [
+    ("Hello big", [("Hello", 0), ("big", 5)], None),
+    (" world", [("world", 9)], None),
+    (" again", [("again", 15)], None),
+    (" now", [("now", 21), ("</s>", 25)], "stop"),
+]
+GREETED = job(prompt="Hello big world", echo=True, logprobs=1)
+
+
+def placed(asked: Job, *pieces: Placed, all_scored: bool = False) -> list[Chunk]:
+    """The chunks of these pieces. Each token is its own alternative; the first of an echo has no score."""
+    choice = CheckedChoice("acme", asked, 0)
+    chunks: list[Chunk] = []
+    for number, (text, tokens, finish) in enumerate(pieces):
+        first = asked.echo and number == 0 and not all_scored
+        logprobs = {
+            "tokens": [token for token, _ in tokens],
+            "token_logprobs": [None if first and not index else -1.0 for index in range(len(tokens))],
+            "top_logprobs": [{token: -1.0} for token, _ in tokens],
+            "text_offset": [offset for _, offset in tokens],
+        }
+        chunks += choice.take(text, msgspec.Raw(json.dumps(logprobs).encode()), finish)
+    return chunks
+
+
+def placed_at_once(asked: Job, *pieces: Placed) -> list[Chunk]:
+    tokens = [token for piece in pieces for token in piece[1]]
+    return placed(asked, ("".join(piece[0] for piece in pieces), tokens, pieces[-1][2]))
+
+
+def test_tokens_without_their_blanks_get_them_from_the_text() -> None:
+    for chunks in (placed(GREETED, *BLANKLESS), placed_at_once(GREETED, *BLANKLESS)):
+        echoed = [chunk for chunk in chunks if chunk.echoed]
+        assert [entry.data for entry in entries(echoed)] == [b"Hello", b" big", b" world"]
+        rest = [chunk for chunk in chunks if not chunk.echoed]
+        assert "".join(chunk.text for chunk in rest) == " again now"
+        assert entries(rest) == [
+            TokenLogprob(b" again", -1.0, ((b" again", -1.0),)),
+            TokenLogprob(b" now", -1.0, ((b" now", -1.0),)),
+            TokenLogprob(b"", -1.0, ((b"</s>", -1.0),), end=True),
+        ]
+
+
+def test_blanks_come_from_the_text_where_nothing_is_echoed_too() -> None:
+    pieces: list[Placed] = [("a b", [("a", 0), ("b", 1)], None), (" c", [("c", 3), ("", 5)], "stop")]
+    asked = job(logprobs=1)
+    found = entries(placed(asked, *pieces))
+    assert [(entry.data, entry.end) for entry in found] == [
+        (b"a", False),
+        (b" b", False),
+        (b" c", False),
+        (b"", True),
+    ]
+    assert found == entries(placed_at_once(asked, *pieces))
+
+
+def test_offsets_find_the_prompts_end_where_parts_of_characters_are_written_as_unknown() -> None:
+    asked = job(prompt="héy", echo=True, logprobs=1)
+    tokens = [("h", 0), ("\ufffd", 1), ("\ufffd", 1), ("y", 2), ("\ufffd", 3), ("\ufffd", 3), ("ok", 4)]
+    [echoed, rest] = placed(asked, ("héyéok", tokens, "stop"))
+    assert (echoed.text, len(echoed.logprobs or ())) == ("héy", 4)
+    assert (rest.text, len(rest.logprobs or ())) == ("éok", 3)
+    assert rest.logprobs is not None
+    assert (rest.logprobs[-1].data, rest.logprobs[-1].end) == (b"ok", False)
+
+
+def test_a_token_across_the_prompts_end_is_the_prompts() -> None:
+    [echoed, rest] = placed(
+        job(prompt="Hello w", echo=True, logprobs=1),
+        ("Hello world!", [("Hello", 0), ("world", 5), ("!", 11)], "stop"),
+    )
+    assert [entry.data for entry in echoed.logprobs or ()] == [b"Hello", b" world"]
+    assert [entry.data for entry in rest.logprobs or ()] == [b"!"]
+
+
+def test_tokens_that_a_stop_sequence_cut_away_lie_beyond_the_text() -> None:
+    asked = job(prompt="Hello", echo=True, logprobs=1)
+    [echoed, rest] = placed(
+        asked, ("Hello big", [("Hello", 0), ("bigger", 5), ("END", 12), ("now", 15)], "stop")
+    )
+    assert [entry.data for entry in echoed.logprobs or ()] == [b"Hello"]
+    assert [entry.data for entry in rest.logprobs or ()] == [b"bigger", b"END", b"now"]
+
+
+def test_only_the_prompt_may_be_scored_by_tokens_without_blanks() -> None:
+    asked = job(prompt="Hello big", echo=True, logprobs=1, max_tokens=0)
+    [echoed, last] = placed(asked, ("Hello big", [("Hello", 0), ("big", 5)], "stop"))
+    assert [entry.data for entry in echoed.logprobs or ()] == [b"Hello", b" big"]
+    assert last == Chunk(0, "", "length")
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        [("Hello", 0), (" big", 3), (" world", 9)],
+        [("Hello", 7), (" big", 12), (" world", 16)],
+        [("Hello", 0), (" big", 0), (" world", 0)],
+        [("Hello", 5), (" big", 9), (" world", 0)],
+    ],
+    ids=str,
+)
+def test_offsets_that_do_not_fit_the_text_give_way_to_the_tokens_bytes(tokens: list[tuple[str, int]]) -> None:
+    [echoed, rest] = placed(
+        job(prompt="Hello big", echo=True, logprobs=1), ("Hello big world", tokens, "length")
+    )
+    assert [entry.data for entry in echoed.logprobs or ()] == [b"Hello", b" big"]
+    assert [entry.data for entry in rest.logprobs or ()] == [b" world"]
+
+
+def test_offsets_may_stop_fitting_within_a_stream() -> None:
+    pieces: list[Placed] = [
+        ("Hello", [("Hello", 0)], None),
+        (" big", [(" big", 0)], None),
+        (" world", [(" world", 9)], "length"),
+    ]
+    chunks = placed(job(prompt="Hello big", echo=True, logprobs=1), *pieces)
+    assert [(chunk.text, chunk.echoed) for chunk in chunks] == [
+        ("Hello", True),
+        (" big", True),
+        (" world", False),
+    ]
+    assert [entry.data for entry in entries(chunks)] == [b"Hello", b" big", b" world"]
+
+
+@pytest.mark.parametrize("start", [0, 9])
+def test_offsets_of_the_completion_alone_are_no_scores_of_the_prompt(start: int) -> None:
+    asked = job(prompt="Hello big", echo=True, logprobs=1)
+    tokens = [(" world", start), (" again", start + 6)]
+    for pieces in (
+        [("Hello big world again", tokens, "stop")],
+        [("Hello big", [], None), (" world again", tokens, None)],
+    ):
+        with pytest.raises(UpstreamFailed, match="log probabilities"):
+            placed(asked, *pieces, all_scored=True)
+
+
+def test_offsets_do_not_make_up_for_the_scores_of_token_ids() -> None:
+    asked = job(prompt=(5, 6, 7), echo=True, logprobs=1, max_tokens=2)
+    with pytest.raises(UpstreamFailed, match="no log probabilities for the prompt"):
+        placed(asked, ("a b", [("a", 0), ("b", 1)], "stop"))
+
+
+# --- chat -------------------------------------------------------------------------------------------------------
+
+
 def test_in_the_chat_shape_the_prompt_is_put_first() -> None:
     asked = job(shape="chat", prompt="héy", echo=True)
     echoed = Chunk(0, "héy", tokens=0, echoed=True)

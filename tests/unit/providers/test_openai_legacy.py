@@ -9,7 +9,16 @@ from tests.support.jobs import job
 from tests.support.script import Script
 from tests.support.upstream import Upstream
 
-from headgate.core.completion import Chunk, Completion, Job, Message, ResponseFormat, Sampling, TokenLogprob
+from headgate.core.completion import (
+    Chunk,
+    Completion,
+    Job,
+    Message,
+    ResponseFormat,
+    Sampling,
+    TokenLogprob,
+    Usage,
+)
 from headgate.core.errors import InvalidRequest, UpstreamFailed
 from headgate.providers.openai_compatible import OpenAICompatible
 
@@ -88,10 +97,17 @@ async def test_chat_asks_for_log_probabilities_in_its_own_words(
     [
         (ResponseFormat(kind="json_object"), {"type": "json_object"}),
         (
-            ResponseFormat(kind="json_schema", name="it", schema=b'{"type": "object"}', strict=False),
+            ResponseFormat(
+                kind="json_schema", name="it", description="All.", schema=b'{"type": "object"}', strict=False
+            ),
             {
                 "type": "json_schema",
-                "json_schema": {"name": "it", "schema": {"type": "object"}, "strict": False},
+                "json_schema": {
+                    "name": "it",
+                    "description": "All.",
+                    "schema": {"type": "object"},
+                    "strict": False,
+                },
             },
         ),
         (
@@ -261,6 +277,15 @@ async def test_a_long_scored_prompt_may_come_as_one_event(
     assert len(entries(chunks)) == 20_000
 
 
+async def test_a_token_without_any_chance_does_not_fail_the_answer(
+    upstream: Upstream, provider: OpenAICompatible
+) -> None:
+    scores = {"tokens": ["a"], "token_logprobs": [-3.4e38], "top_logprobs": [{"b": -0.5, "c": None}]}
+    upstream.on("plain", Script(pieces=("a",), scores=scores))
+    completion, _ = await both_ways(provider, job(logprobs=2))
+    assert completion.choices[0].logprobs == (TokenLogprob(b"a", -9999.0, ((b"b", -0.5), (b"c", -9999.0))),)
+
+
 # --- what is not believed ---------------------------------------------------------------------------------------
 
 
@@ -308,7 +333,7 @@ async def test_an_upstream_that_ignores_echo_of_token_ids_is_caught_by_the_score
         [],
         {"tokens": ["a"]},
         {"tokens": ["a"], "token_logprobs": ["-1"], "top_logprobs": [{}]},
-        {"tokens": ["a"], "token_logprobs": [-1e300], "top_logprobs": [{}]},
+        {"tokens": ["a"], "token_logprobs": [1e300], "top_logprobs": [{}]},
         {"tokens": ["a"], "token_logprobs": [-1.0, -1.0], "top_logprobs": [{}]},
         {"tokens": ["a"] * 5000, "token_logprobs": [-1.0] * 5000, "top_logprobs": [{}] * 5000},
         {"content": [{"token": "a", "logprob": None}]},
@@ -335,7 +360,7 @@ async def test_a_million_log_probabilities_are_a_failure(
         await streamed(provider, job(logprobs=0))
 
 
-@pytest.mark.parametrize("number", ["NaN", "-Infinity", "-1e999"])
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
 async def test_numbers_that_are_none_are_a_failure(
     upstream: Upstream, provider: OpenAICompatible, number: str
 ) -> None:
@@ -372,3 +397,44 @@ async def test_choices_that_never_got_a_finish_reason_are_checked_at_the_end(
     assert completion.choices[0].finish_reason == "stop"
     upstream.on("plain", Script(pieces=("say",), finish=None, ignores=("echo",)))
     assert (await failure_both_ways(provider, job(echo=True)))[0] == "The provider acme ignored echo."
+
+
+def as_events(*answers: dict[str, Any]) -> Script:
+    body = "".join(f"data: {json.dumps(answer)}\n\n" for answer in answers)
+    return Script(body=body, headers={"Content-Type": "text/event-stream"})
+
+
+@pytest.mark.parametrize("logprobs", [None, 1])
+@pytest.mark.parametrize("echo", [False, True])
+async def test_a_token_that_an_upstream_makes_though_none_was_asked_for_is_not_passed_on(
+    upstream: Upstream, provider: OpenAICompatible, echo: bool, logprobs: int | None
+) -> None:
+    tokens = [*(["say", " hello"] if echo else []), " w00"]
+    scores = {
+        "tokens": tokens,
+        "token_logprobs": [None if echo and not place else -1.0 for place in range(len(tokens))],
+        "top_logprobs": [None if echo and not place else {" x": -0.5} for place in range(len(tokens))],
+    }
+    choice = {"index": 0, "text": "".join(tokens), "logprobs": scores, "finish_reason": "length"}
+    asked = job(echo=echo, logprobs=logprobs, max_tokens=0)
+    upstream.on("plain", Script(body={"choices": [choice]}))
+    [answered] = (await provider.complete(asked, nothing)).choices
+    upstream.on("plain", as_events({"choices": [choice]}))
+    chunks = await streamed(provider, asked)
+    assert answered.text == "".join(chunk.text for chunk in chunks) == ("say hello" if echo else "")
+    kept = [b"say", b" hello"] if echo and logprobs is not None else []
+    assert [entry.data for entry in answered.logprobs or ()] == kept
+    assert [entry.data for entry in entries(chunks)] == kept
+    assert answered.finish_reason == "length"
+
+
+async def test_an_answer_that_breaks_off_after_its_usage_still_tells_it(
+    upstream: Upstream, provider: OpenAICompatible
+) -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 1}
+    upstream.on("plain", as_events({"choices": [{"index": 0, "text": "a"}]}, {"choices": [], "usage": usage}))
+    chunks: list[Chunk] = []
+    with pytest.raises(UpstreamFailed, match="ended its answer too early"):
+        async for batch in provider.stream(job(), nothing):
+            chunks += batch
+    assert [chunk.usage for chunk in chunks if chunk.usage] == [Usage(prompt_tokens=3, completion_tokens=1)]

@@ -8,7 +8,7 @@ import pytest
 
 from headgate.core.completion import TokenLogprob
 from headgate.core.errors import UpstreamFailed
-from headgate.providers.openai_logprobs_wire import entries
+from headgate.providers.openai_logprobs_wire import LOWEST, entries, offsets
 
 
 def read(content: Any, alternatives: int = 2, most: int = 100) -> tuple[TokenLogprob, ...]:
@@ -81,6 +81,54 @@ def test_the_bytes_of_a_chat_token_count_more_than_its_text() -> None:
 
 
 @pytest.mark.parametrize(
+    "written", ["-9999.5", "-1e30", "-3.4028234663852886e+38", "-1" + "0" * 400, "-1e999"]
+)
+def test_no_chance_at_all_is_the_lowest_value_however_it_is_written(written: str) -> None:
+    own, top = f'"token_logprobs":[{written}]', f'"top_logprobs":[{{"a":-0.5,"b":{written}}}]'
+    expected = (TokenLogprob(b"a", LOWEST, ((b"a", -0.5), (b"b", LOWEST))),)
+    assert read(f'{{"tokens":["a"],{own},{top}}}'.encode()) == expected
+    others = f'[{{"token":"a","logprob":-0.5}},{{"token":"b","logprob":{written},"bytes":[98]}}]'
+    entry = f'{{"token":"a","bytes":[97],"logprob":{written},"top_logprobs":{others}}}'
+    assert read(f'{{"content":[{entry}]}}'.encode()) == expected
+
+
+def test_an_alternative_without_a_number_had_no_chance() -> None:
+    expected = (TokenLogprob(b"a", -0.5, ((b"a", -0.5), (b"b", LOWEST))),)
+    assert read(legacy(["a"], [-0.5], [{"b": None, "a": -0.5}])) == expected
+    top = [chat("b", None), chat("a", -0.5)]
+    assert read({"content": [chat("a", -0.5, top_logprobs=top)]}) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ([0, 2, 2], [0, 2, 2]),
+        ([0, 2, 1], None),
+        ([0, 2], None),
+        ([0, 2, 3, 4], None),
+        ([], None),
+        (None, None),
+        ([0, 2, None], None),
+        ([0, 2, 2.5], None),
+        (["0", "1", "2"], None),
+        ({"0": 0}, None),
+        ([0, 1, [[]]], None),
+    ],
+    ids=str,
+)
+def test_offsets_are_whole_numbers_that_never_fall_as_many_as_tokens(
+    given: Any, found: list[int] | None
+) -> None:
+    raw = msgspec.Raw(json.dumps(legacy(["a"] * 3, [-1.0] * 3) | {"text_offset": given}).encode())
+    assert offsets(raw, 3) == found
+
+
+@pytest.mark.parametrize("raw", [b"", b"null", b"[]", b"{}", b'{"content":[]}', b'{"text_offset":[1e999]}'])
+def test_without_readable_offsets_there_are_none(raw: bytes) -> None:
+    assert offsets(msgspec.Raw(raw), 1) is None
+
+
+@pytest.mark.parametrize(
     "content",
     [
         "all of them",
@@ -98,14 +146,14 @@ def test_the_bytes_of_a_chat_token_count_more_than_its_text() -> None:
         legacy(["a"], ["-1"], [{}]),
         legacy(["a"], [True], [{}]),
         legacy(["a"], [1.0], [{}]),
-        legacy(["a"], [-1e30], [{}]),
-        legacy(["a"], [-(10**400)], [{}]),
-        legacy(["a"], [-1.0], [{"b": -1e30}]),
-        legacy(["a"], [-1.0], [{"b": None}]),
+        legacy(["a"], [10**400], [{}]),
+        legacy(["a"], [-1.0], [{"b": 1.0}]),
         legacy([None], [-1.0], [{}]),
         b'{"tokens":["a"],"token_logprobs":[NaN],"top_logprobs":[{}]}',
         b'{"tokens":["a"],"token_logprobs":[-Infinity],"top_logprobs":[{}]}',
-        b'{"tokens":["a"],"token_logprobs":[-1e999],"top_logprobs":[{}]}',
+        b'{"tokens":["a"],"token_logprobs":[1e999],"top_logprobs":[{}]}',
+        b'{"tokens":["a"],"token_logprobs":[-1e999,NaN],"top_logprobs":[{},{}]}',
+        b'{"tokens":["\\ud800"],"token_logprobs":[-1e999],"top_logprobs":[{}]}',
         b'{"tokens":["\\ud800"],"token_logprobs":[-1],"top_logprobs":[{}]}',
         {"content": "a"},
         {"content": [chat("a", None)]},

@@ -81,7 +81,10 @@ def test_what_cannot_be_believed_fails_the_answer(event: bytes) -> None:
     assert isinstance(answer.failure, UpstreamFailed)
 
 
-def test_chunks_before_a_failure_are_kept_and_usage_is_not_made_up() -> None:
+def test_chunks_and_usage_before_a_failure_are_kept() -> None:
     answer = StreamedAnswer("acme", 1, None)
-    assert answer.take([TEXT, USAGE, b'{"error":{"code":429}}', TEXT]) == [Chunk(0, "a")]
+    assert answer.take([TEXT, USAGE, b'{"error":{"code":429}}', TEXT]) == [
+        Chunk(0, "a"),
+        Chunk(-1, usage=usage(3, 1)),
+    ]
     assert isinstance(answer.failure, UpstreamRateLimited)

@@ -48,7 +48,12 @@ def test_further_calls_count_the_prompt_only_where_the_provider_bills_it(
 def test_choices_of_separate_calls_differ_though_the_seed_is_fixed() -> None:
     model = spec(takes_n=False)
     jobs = list(jobs_for(request(n=3, sampling=Sampling(seed=7, top_p=0.5)), model, 0))
-    assert [job.sampling.seed for job in jobs] == [7, 8, 9]
+    seeds = [job.sampling.seed or 0 for job in jobs]
+    assert seeds[0] == 7 and len(set(seeds)) == 3
+    (again,) = jobs_for(request(sampling=Sampling(seed=7)), model, 0)
+    assert again.sampling.seed == 7  # the first choice is the same however many there are
+    others = jobs_for(request(n=3, sampling=Sampling(seed=8)), model, 0)
+    assert not set(seeds) & {job.sampling.seed for job in others}
     assert {job.sampling.top_p for job in jobs} == {0.5}
     unseeded = jobs_for(request(n=3), model, 0)
     assert [job.sampling.seed for job in unseeded] == [None] * 3
@@ -91,7 +96,7 @@ class TestBestOf:
         asked = request("a", "b", n=2, best_of=3, sampling=Sampling(seed=1))
         jobs = list(jobs_for(asked, spec(takes_n=False, bills_prompt_per_call=False), 0))
         assert [(job.prompt, job.prompt_index) for job in jobs] == [("a", 0)] * 3 + [("b", 1)] * 3
-        assert [job.sampling.seed for job in jobs] == [1, 2, 3] * 2
+        assert len({job.sampling.seed for job in jobs}) == 6
         assert {(job.n, job.best_of, job.logprobs) for job in jobs} == {(1, None, 0)}
         assert [job.counts_prompt for job in jobs] == [True, False, False] * 2
 
@@ -106,3 +111,17 @@ def test_what_was_asked_of_a_text_reaches_every_call() -> None:
         ("a", True, 3, "."),
         ((1, 2), True, 3, "."),
     ]
+
+
+@pytest.mark.parametrize("takes_n", [False, True])
+@given(seed=st.integers(-(2**63), 2**63 - 1))
+def test_equal_prompts_of_one_request_get_seeds_of_their_own_that_any_upstream_takes(
+    takes_n: bool, seed: int
+) -> None:
+    asked = request("a", "a", "a", n=2, sampling=Sampling(seed=seed))
+    seeds = [job.sampling.seed or 0 for job in jobs_for(asked, spec(takes_n=takes_n), 0)]
+    assert len(set(seeds)) == len(seeds) and seeds[0] == seed
+    assert all(-(2**63) <= given < 2**63 for given in seeds)
+    assert len({given % (2**32 - 1) for given in seeds}) == len(
+        seeds
+    )  # the embedded engine's are 32 bits wide

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tests.support.jobs import job, model
-from tests.support.workbench import spec
+from tests.support.workbench import request, spec
 
 from headgate.core.completion import Choice, Chunk, Completion, TokenLogprob, Usage
 from headgate.core.errors import UpstreamFailed
@@ -146,7 +146,7 @@ class TestSums:
         )  # fmt: skip
         meter = ModelMeter(unplanned)
         assert meter.failure is failure
-        assert (meter.choices(1), meter.usage().total_tokens, meter.produced) == ((), 0, False)
+        assert (meter.choices(request()), meter.usage().total_tokens, meter.produced) == ((), 0, False)
 
 
 class TestText:
@@ -155,7 +155,7 @@ class TestText:
             Chunk(0, "a"), Chunk(1, "b"), Chunk(0, "c", "stop"), Chunk(1, "", "stop"), n=2, first_index=0
         )
         later = metered(Chunk(1, "y", "stop"), Chunk(0, "x", "length"), n=2, first_index=2, prompt_index=1)
-        assert of_model(first, later).choices(2) == (
+        assert of_model(first, later).choices(request(n=2)) == (
             Choice(index=0, text="ac", finish_reason="stop"),
             Choice(index=1, text="b", finish_reason="stop"),
             Choice(index=2, text="x", finish_reason="length"),
@@ -213,11 +213,14 @@ class TestLogProbabilities:
             candidate("bad", -3.0), candidate("good", -1.0, -1.0), candidate("fair", -2.0, -1.0),
             candidate("other", -9.0, prompt_index=1), candidate("best", -0.5, prompt_index=1),
         )  # fmt: skip
-        chosen = of_model(*jobs).choices(2)
+        chosen = of_model(*jobs).choices(request(n=2, best_of=3))
         assert [(choice.index, choice.text) for choice in chosen] == [
-            (0, "pqgood"), (1, "pqfair"), (2, "pqother"), (3, "pqbest"),
+            (0, "pqgood"), (1, "pqfair"), (2, "pqbest"), (3, "pqother"),
         ]  # fmt: skip
-        assert [choice.text for choice in of_model(*jobs).choices(1)] == ["pqgood", "pqbest"]
+        assert [choice.text for choice in of_model(*jobs).choices(request(n=1, best_of=3))] == [
+            "pqgood",
+            "pqbest",
+        ]
 
 
 def test_each_change_is_reported_once() -> None:

@@ -79,7 +79,7 @@ class Child:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=_environment(os.environ),
+            env=environment(os.environ),
             start_new_session=True,
         )
         if key and process.stdin is not None:
@@ -169,7 +169,8 @@ class Child:
             self._lines.append(rest.decode("utf-8", "replace"))
 
 
-def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+def environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a child process may know of ours: no secrets."""
     return {
         name: value
         for name, value in environ.items()

@@ -2,9 +2,11 @@
 
 import asyncio
 import codecs
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from weakref import WeakValueDictionary
+
+from msgspec import Struct
 
 from headgate.core.completion import Chunk, Job, TokenLogprob
 from headgate.providers.embedded.admission import Admission
@@ -18,8 +20,14 @@ SLICE = 2048
 REMEMBERED_PROMPTS = 128
 REMEMBERED_SCORES = 250_000
 
-Echoed = tuple[Chunk, ...]
 _Key = tuple[str, TokenIds, int]
+
+
+class Echoed(Struct, frozen=True):
+    """An echoed prompt in pieces. `opened`: its last bytes, where an answer may complete their character."""
+
+    chunks: tuple[Chunk, ...]
+    opened: bytes = b""
 
 
 class Echo:
@@ -35,10 +43,11 @@ class Echo:
         # A lock lives as long as somebody scores or waits.
         self._locks: WeakValueDictionary[_Key, asyncio.Lock] = WeakValueDictionary()
 
-    async def chunks(self, job: Job, ids: TokenIds) -> Echoed:
-        """The echoed prompt of `job`, whose tokens are `ids`."""
+    async def echoed(self, job: Job, ids: TokenIds, mark_sent: Callable[[], None]) -> Echoed:
+        """The echoed prompt of `job`, whose tokens are `ids`. `mark_sent` is called once its scoring begins."""
         if job.logprobs is None:
-            return (Chunk(0, await self._text(job), tokens=0, echoed=True),)
+            text, opened = await self._text(job)
+            return Echoed((Chunk(0, text, tokens=0, echoed=True),), opened)
         key = (job.request_id, ids, job.logprobs)
         lock = self._locks.get(key)
         if lock is None:
@@ -48,30 +57,35 @@ class Echo:
             if echoed is None:
                 await self._turns.enter()
                 try:
+                    mark_sent()
                     echoed = await self._score(job, ids, job.logprobs)
                 finally:
                     self._turns.leave()
                 self._scored.put(key, echoed, len(ids) * (job.logprobs + 1))
+        mark_sent()
         return echoed
 
-    async def _text(self, job: Job) -> str:
+    async def _text(self, job: Job) -> tuple[str, bytes]:
         if isinstance(job.prompt, str):
-            return job.prompt
-        return b"".join(await self._side.pieces(job.prompt or ())).decode("utf-8", "replace")
+            return job.prompt, b""
+        return _decoded(b"".join(await self._side.pieces(job.prompt or ())), job)
 
     async def _score(self, job: Job, ids: TokenIds, top: int) -> Echoed:
         if isinstance(job.prompt, str):
-            text = job.prompt
+            text, opened = job.prompt, b""
             pieces = as_written(await self._side.pieces(ids), text.encode())
         else:
             # An empty prompt begins with a start token that nobody wrote.
             pieces = await self._side.pieces(ids) if job.prompt else [b""]
-            text = b"".join(pieces).decode("utf-8", "replace")
+            text, opened = _decoded(b"".join(pieces), job)
         slices = [await self._slice(ids, pieces, first, top) for first in range(0, len(ids), SLICE)]
         parts = _texts(slices, text)
-        return tuple(
-            Chunk(0, part, tokens=0, logprobs=entries, echoed=True)
-            for part, entries in zip(parts, slices, strict=True)
+        return Echoed(
+            tuple(
+                Chunk(0, part, tokens=0, logprobs=entries, echoed=True)
+                for part, entries in zip(parts, slices, strict=True)
+            ),
+            opened,
         )
 
     async def _slice(
@@ -99,22 +113,29 @@ def _named(top: Alternatives | None, names: dict[int, bytes]) -> tuple[tuple[byt
     return None if top is None else tuple((names[token], logprob) for token, logprob in top)
 
 
+def _decoded(written: bytes, job: Job) -> tuple[str, bytes]:
+    """The prompt's text, and the begin of a character that the answer may complete."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(written, final=job.max_tokens == 0)
+    return text, decoder.getstate()[0]
+
+
 def _texts(slices: Sequence[Sequence[TokenLogprob]], text: str) -> list[str]:
     """The part of the text that belongs to each slice; all of it to the first where a tokenizer rewrote it."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     last = len(slices) - 1
-    parts = [
-        decoder.decode(b"".join([entry.data for entry in entries]), final=index == last)
-        for index, entries in enumerate(slices)
-    ]
+    parts = [decoder.decode(b"".join([entry.data for entry in entries])) for entries in slices]
+    if len("".join(parts)) < len(text):
+        parts[-1] += decoder.decode(b"", final=True)
     return parts if "".join(parts) == text else [text] + [""] * last
 
 
 def as_written(pieces: list[bytes], text: bytes) -> list[bytes]:
     """The pieces of a prompt's tokens without what a tokenizer adds: a start token, a blank before the first word, an
     end token. Joined they are the text; unless the tokenizer rewrites texts, then they stay as they are."""
-    for start in (0, 1):
-        for end in (len(pieces), len(pieces) - 1):
+    # A start token is added more often than an end token, where both would explain the text.
+    for end in (len(pieces), len(pieces) - 1):
+        for start in (0, 1):
             words = pieces[start:end]
             joined = b"".join(words)
             if joined == b" " + text and words:

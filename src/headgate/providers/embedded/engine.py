@@ -134,11 +134,10 @@ def _in_precision(options: argparse.Namespace, library: Any) -> tuple[str, bool]
 def _routes(options: argparse.Namespace, library: Any, reason: str, file: str, exact: bool) -> side.Routes:
     if library is None:
         return side.closed(reason)
-    from headgate.providers.embedded.grammar import grammar_of  # late: both need ctypes
-    from headgate.providers.embedded.scorer import Scorer
+    from headgate.providers.embedded.scorer import Scorer  # late: it needs ctypes
 
     scorer = Scorer(library, file, options.context, options.threads, exact)
-    return side.routes(scorer, lambda schema: grammar_of(library, schema))
+    return side.routes(scorer)
 
 
 def _serve(options: argparse.Namespace, key: str, file: str, exact: bool) -> Any:

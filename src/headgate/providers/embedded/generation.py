@@ -74,32 +74,45 @@ def ends_here(job: Job) -> bool:
     return job.logprobs is not None or not all(stop.isascii() for stop in job.sampling.stop)
 
 
-def generate_body(job: Job, ids: Sequence[int], grammar: str | None = None) -> bytes:
-    """The request for one choice. `job.max_tokens` is at least 1."""
+def generate_body(
+    job: Job, ids: Sequence[int], grammar: str | None = None, *, watched: bool = False
+) -> bytes:
+    """The request for one choice. `job.max_tokens` is at least 1; `watched`: see `ends_here`."""
+    return _encode(_generate(job, ids, grammar, watched=watched))
+
+
+def repeat_body(job: Job, ids: Sequence[int], grammar: str | None, count: int) -> bytes:
+    """The request for a watched choice's first `count` tokens once more, as ids and in one piece."""
+    again = _generate(job, ids, grammar, watched=True)
+    return _encode(
+        msgspec.structs.replace(
+            again, n_predict=count, n_probs=UNSET, stream=False, response_fields=("tokens",)
+        )
+    )
+
+
+def _generate(job: Job, ids: Sequence[int], grammar: str | None, *, watched: bool) -> _Generate:
     sampling = job.sampling
-    watched = ends_here(job)
     temperature = 1.0 if sampling.temperature is None else sampling.temperature
     greedy = temperature < GREEDY_BELOW
-    return _encode(
-        _Generate(
-            prompt=ids,
-            n_predict=job.max_tokens + LONGEST_REST if watched else job.max_tokens,
-            temperature=0.0 if greedy else temperature,
-            top_p=1.0 if sampling.top_p is None else sampling.top_p,
-            presence_penalty=sampling.presence_penalty or 0.0,
-            frequency_penalty=sampling.frequency_penalty or 0.0,
-            # The whole generation. The engine takes no -1 here, and looks at 64 tokens by itself.
-            repeat_last_n=job.max_tokens,
-            # The engine's seeds are 32 bits wide, and the last one means "random".
-            seed=_RANDOM_SEED if sampling.seed is None else sampling.seed % _SEEDS,
-            stop=() if watched else sampling.stop,
-            # A reused prefix changes batch shapes and with them near ties: repeatable calls start afresh.
-            cache_prompt=not greedy and sampling.seed is None,
-            logit_bias=sampling.logit_bias or UNSET,
-            grammar=UNSET if grammar is None else grammar,
-            # None at all would mean no log probabilities: ask for one, and leave it out.
-            n_probs=max(1, job.logprobs or 0) if watched else UNSET,
-        )
+    return _Generate(
+        prompt=ids,
+        n_predict=job.max_tokens + LONGEST_REST if watched else job.max_tokens,
+        temperature=0.0 if greedy else temperature,
+        top_p=1.0 if sampling.top_p is None else sampling.top_p,
+        presence_penalty=sampling.presence_penalty or 0.0,
+        frequency_penalty=sampling.frequency_penalty or 0.0,
+        # The whole generation. The engine takes no -1 here, and looks at 64 tokens by itself.
+        repeat_last_n=job.max_tokens,
+        # The engine's seeds are 32 bits wide, and the last one means "random".
+        seed=_RANDOM_SEED if sampling.seed is None else sampling.seed % _SEEDS,
+        stop=() if watched else sampling.stop,
+        # A reused prefix changes batch shapes and with them near ties: repeatable calls start afresh.
+        cache_prompt=not greedy and sampling.seed is None,
+        logit_bias=sampling.logit_bias or UNSET,
+        grammar=UNSET if grammar is None else grammar,
+        # None at all would mean no log probabilities: ask for one, and leave it out.
+        n_probs=max(1, job.logprobs or 0) if watched else UNSET,
     )
 
 

@@ -1,11 +1,14 @@
 """One model file: its process, its queue, its prompts, and the generations under way."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from headgate.config import EmbeddedSettings
 from headgate.core.completion import Chunk, Job, Usage
@@ -15,9 +18,10 @@ from headgate.providers.embedded import client
 from headgate.providers.embedded.admission import Admission
 from headgate.providers.embedded.client import EngineGone, EngineRefusal
 from headgate.providers.embedded.echo import Echo, Echoed
-from headgate.providers.embedded.generation import Generation, ends_here, generate_body
+from headgate.providers.embedded.generation import Generation, ends_here, generate_body, repeat_body
 from headgate.providers.embedded.gguf import ModelFile
 from headgate.providers.embedded.prompts import NOT_UNDERSTOOD, RESTARTING, Prompts
+from headgate.providers.embedded.schemas import Schemas
 from headgate.providers.embedded.scored import ScoredGeneration
 from headgate.providers.embedded.side_door import SideDoor
 from headgate.providers.embedded.supervisor import EngineStatus, Restarts, Supervisor
@@ -53,7 +57,7 @@ class ModelEngine:
         self._admission = Admission(settings.slots, settings.max_queue)
         self._side = SideDoor(self._post_side)
         self._echo = Echo(self._side, settings.max_queue)
-        self.prompts = Prompts(model, context, self._post, self._side)
+        self.prompts = Prompts(model, context, self._post, self._side, Schemas())
 
     def status(self) -> EngineStatus:
         return msgspec.structs.replace(
@@ -73,20 +77,21 @@ class ModelEngine:
         sent = _Sent(on_sent)
         with _told(job, sent):
             # The echo leaves with what follows it: until then the engine may still refuse.
-            echoed = await self._echoed(job, ids, sent) if job.echo else ()
+            echoed = await self._echoed(job, ids, sent) if job.echo else Echoed(())
             if job.max_tokens == 0:
                 sent.mark()
-                async for batch in _apart(echoed):
+                async for batch in _apart(echoed.chunks):
                     yield batch
                 yield [_nothing(job, len(ids))]
                 return
             await self._admission.enter()
             try:
-                async with aclosing(self._generate(job, ids, grammar, sent)) as batches:
+                before = echoed.chunks
+                async with aclosing(self._generate(job, ids, grammar, sent, echoed.opened)) as batches:
                     async for batch in batches:
-                        async for before in _apart(echoed):
-                            yield before
-                        echoed = ()
+                        async for piece in _apart(before):
+                            yield piece
+                        before = ()
                         yield batch
             finally:
                 self._admission.leave()
@@ -94,14 +99,20 @@ class ModelEngine:
     async def _echoed(self, job: Job, ids: TokenIds, sent: "_Sent") -> Echoed:
         if job.logprobs is not None:
             self.supervisor.side_address()  # Overloaded while there is none, and nothing is owed yet
-            sent.mark()
-        return await self._echo.chunks(job, ids)
+        return await self._echo.echoed(job, ids, sent.mark)
 
     async def _generate(
-        self, job: Job, ids: TokenIds, grammar: str | None, sent: "_Sent"
+        self, job: Job, ids: TokenIds, grammar: str | None, sent: "_Sent", opened: bytes
     ) -> AsyncGenerator[list[Chunk], None]:
-        generation = self._generation(job, ids)
-        body = generate_body(job, ids, grammar)
+        generation: Generation | ScoredGeneration
+        watched = ends_here(job) or bool(opened)
+        if watched:
+            job = _repeatable(job)
+            again = partial(self._repeated, job, ids, grammar)
+            generation = ScoredGeneration(job, ids, self._side, again, opened)
+        else:
+            generation = Generation(job, len(ids), self.prompts.decode)
+        body = generate_body(job, ids, grammar, watched=watched)
         events = client.post_events(self.supervisor.address(), "/completion", body, sent.mark)
         async with aclosing(events):
             async for payloads in events:
@@ -114,16 +125,29 @@ class ModelEngine:
                     yield batch
         raise EngineGone("the stream ended early")
 
-    def _generation(self, job: Job, ids: TokenIds) -> Generation | ScoredGeneration:
-        if ends_here(job):
-            return ScoredGeneration(job, ids, self._side)
-        return Generation(job, len(ids), self.prompts.decode)
+    async def _repeated(self, job: Job, ids: TokenIds, grammar: str | None, count: int) -> TokenIds:
+        """The first `count` tokens of a job's answer, generated once more."""
+        body = repeat_body(job, ids, grammar, count)
+        said = await self._post("/completion", body, 64 * 1024 + 16 * count)
+        return msgspec.json.decode(said, type=_Repeated).tokens
 
     async def _post(self, path: str, body: bytes, most: int) -> bytes:
         return await client.post(self.supervisor.address(), path, body, most)
 
     async def _post_side(self, path: str, body: bytes, most: int) -> bytes:
         return await client.post(self.supervisor.side_address(), path, body, most)
+
+
+class _Repeated(Struct, frozen=True):
+    tokens: TokenIds
+
+
+def _repeatable(job: Job) -> Job:
+    """The job with a seed, so that the same answer can be had once more."""
+    if job.sampling.seed is not None:
+        return job
+    seeded = msgspec.structs.replace(job.sampling, seed=secrets.randbelow(2**31))
+    return msgspec.structs.replace(job, sampling=seeded)
 
 
 class _Sent:
@@ -154,7 +178,7 @@ def _told(job: Job, sent: _Sent) -> Iterator[None]:
         raise UpstreamFailed("The embedded engine answered with something else.") from error
 
 
-async def _apart(chunks: Echoed) -> AsyncGenerator[list[Chunk], None]:
+async def _apart(chunks: Sequence[Chunk]) -> AsyncGenerator[list[Chunk], None]:
     """The pieces of a long echo one by one: each is rendered before the next, and others have their turns between."""
     for chunk in chunks:
         yield [chunk]

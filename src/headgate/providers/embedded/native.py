@@ -57,7 +57,9 @@ class ContextParams(c.Structure):
         ("offload_kqv", c.c_bool),
         ("no_perf", c.c_bool),
         ("op_offload", c.c_bool),
-        ("_rest", c.c_uint8 * 372),
+        ("swa_full", c.c_bool),
+        ("kv_unified", c.c_bool),
+        ("_rest", c.c_uint8 * 370),
     )
 
 
@@ -95,30 +97,9 @@ class TypeTraits(c.Structure):
     )
 
 
-class SchemaTokenizer(c.Structure):
-    """LlgTokenizerInit."""
-
-    _fields_ = (
-        ("vocab_size", c.c_uint32),
-        ("tok_eos", c.c_uint32),
-        ("token_lens", c.POINTER(c.c_uint32)),
-        ("token_bytes", c.c_char_p),
-        ("tokenizer_json", c.c_char_p),
-        ("tokenize_assumes_string", c.c_bool),
-        ("tokenize_fn", Pointer),
-        ("use_approximate_greedy_tokenize_fn", c.c_bool),
-        ("tokenize_user_data", Pointer),
-        ("slices", Pointer),
-        ("_rest", c.c_uint64 * 16),
-    )
-
-
-LogCallback = c.CFUNCTYPE(None, c.c_int, c.c_char_p, Pointer)
-
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     # name: result, arguments
     "llama_backend_init": (None,),
-    "llama_log_set": (None, LogCallback, Pointer),
     "llama_model_default_params": (ModelParams,),
     "llama_context_default_params": (ContextParams,),
     "llama_model_load_from_file": (Pointer, c.c_char_p, ModelParams),
@@ -136,8 +117,6 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "llama_vocab_fim_suf": (c.c_int32, Pointer),
     "llama_vocab_fim_mid": (c.c_int32, Pointer),
     "llama_vocab_get_add_bos": (c.c_bool, Pointer),
-    "llama_vocab_get_add_eos": (c.c_bool, Pointer),
-    "llama_vocab_is_eog": (c.c_bool, Pointer, c.c_int32),
     "llama_token_to_piece": (c.c_int32, Pointer, c.c_int32, c.c_char_p, c.c_int32, c.c_int32, c.c_bool),
     "llama_batch_get_one": (Batch, c.POINTER(c.c_int32), c.c_int32),
     "llama_batch_init": (Batch, c.c_int32, c.c_int32, c.c_int32),
@@ -146,6 +125,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "llama_get_memory": (Pointer, Pointer),
     "llama_memory_clear": (None, Pointer, c.c_bool),
     "llama_memory_seq_rm": (c.c_bool, Pointer, c.c_int32, c.c_int32, c.c_int32),
+    "llama_memory_seq_cp": (None, Pointer, c.c_int32, c.c_int32, c.c_int32, c.c_int32),
     "gguf_init_from_file": (Pointer, c.c_char_p, FileParams),
     "gguf_free": (None, Pointer),
     "gguf_find_key": (c.c_int64, Pointer, c.c_char_p),
@@ -167,10 +147,6 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "gguf_get_alignment": (c.c_size_t, Pointer),
     "gguf_write_to_file": (c.c_bool, Pointer, c.c_char_p, c.c_bool),
     "ggml_get_type_traits": (c.POINTER(TypeTraits), c.c_int),
-    "llg_new_tokenizer": (Pointer, c.POINTER(SchemaTokenizer), c.c_char_p, c.c_size_t),
-    "llg_free_tokenizer": (None, Pointer),
-    "llg_constraint_init_set_defaults": (None, Pointer, Pointer),
-    "llg_validate_grammar": (c.c_int32, Pointer, c.c_char_p, c.c_char_p, c.c_char_p, c.c_size_t),
 }
 
 
@@ -213,6 +189,7 @@ def _recognise(bound: c.CDLL) -> None:
             and (context.flash_attn_type, context.type_k, context.type_v) == (-1, 1, 1)
             and (context.embeddings, context.offload_kqv, context.no_perf, context.op_offload)
             == (False, True, True, True)
+            and (context.swa_full, context.kv_unified) == (True, False)
         ),
         "batches": batch.n_tokens == 3
         and c.addressof(tokens) == c.cast(batch.token, Pointer).value

@@ -6,13 +6,14 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from headgate.core.completion import Job, Message, Prompt, ResponseFormat, Shape
+from headgate.core.completion import Job, Message, Prompt, Shape
 from headgate.core.errors import InvalidRequest, Overloaded, UpstreamFailed
 from headgate.core.models import ModelSpec, TokenizerInfo
 from headgate.providers.embedded.admission import Admission
 from headgate.providers.embedded.client import EngineGone, EngineRefusal
 from headgate.providers.embedded.gguf import ModelFile
 from headgate.providers.embedded.remembered import Remembered
+from headgate.providers.embedded.schemas import Schemas
 from headgate.providers.embedded.side_door import SideDoor
 from headgate.providers.embedded.tokenizer import Post, Segment, TokenIds, Tokenizer
 
@@ -20,8 +21,6 @@ TOKENIZING_AT_ONCE = 4
 TOKENIZING_QUEUE = 4096
 REMEMBERED_PROMPTS = 512
 REMEMBERED_TOKENS = 250_000
-REMEMBERED_GRAMMARS = 128
-REMEMBERED_GRAMMAR_TEXT = 4_000_000
 MAX_TEXT = 1024 * 1024
 MAX_IDS = 1 << 18
 RESTARTING = "The embedded engine stopped; it is being restarted."
@@ -34,16 +33,16 @@ _PromptKey = tuple[str, Shape, Prompt | None, str | None, tuple[Message, ...] | 
 class Prompts:
     """One model file's prompts."""
 
-    def __init__(self, model: ModelFile, context: int, post: Post, side: SideDoor) -> None:
+    def __init__(self, model: ModelFile, context: int, post: Post, side: SideDoor, schemas: Schemas) -> None:
         self._start = model.start_token
+        self._has_start = model.bos_id is not None
         self._tokenizer = Tokenizer(model, context, post)
         self._side = side
         # The engine has a fixed number of HTTP threads, and a short queue of connections.
         self._asking = Admission(TOKENIZING_AT_ONCE, TOKENIZING_QUEUE)
         self._ids: Remembered[_PromptKey, TokenIds] = Remembered(REMEMBERED_PROMPTS, REMEMBERED_TOKENS)
-        self._grammars: Remembered[tuple[str, ResponseFormat], str] = Remembered(
-            REMEMBERED_GRAMMARS, REMEMBERED_GRAMMAR_TEXT
-        )
+        self._schemas = schemas
+        self._any_object: str | None = None
 
     async def check(self, job: Job) -> None:
         """Refuse what the job's ids and grammar do not show. InvalidRequest."""
@@ -77,13 +76,11 @@ class Prompts:
         wanted = job.response_format
         if wanted is None:
             return None
-        key = (job.request_id, wanted)
-        grammar = self._grammars.get(key)
-        if grammar is None:
-            async with self._ask("turn the schema into a grammar"):
-                grammar = await self._side.grammar(wanted.schema or ANY_OBJECT)
-            self._grammars.put(key, grammar, len(grammar))
-        return grammar
+        if wanted.schema is not None:
+            return await self._schemas.grammar(wanted.schema)
+        if self._any_object is None:
+            self._any_object = await self._schemas.grammar(ANY_OBJECT)
+        return self._any_object
 
     async def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids: without special tokens and without half a character at the end."""
@@ -114,11 +111,13 @@ class Prompts:
     async def describe(self, model: ModelSpec) -> TokenizerInfo:
         async with self._ask("describe its tokenizer"):
             vocabulary = await self._side.vocabulary()
+            # The engine makes up a start token for a model that names none.
+            start = vocabulary.start if self._has_start or vocabulary.adds_start else -1
             return TokenizerInfo(
                 vocabulary_size=vocabulary.size,
                 context_window=model.context_window,
-                start_token=await self._name(vocabulary.start),
-                start_token_id=vocabulary.start if vocabulary.start >= 0 else None,
+                start_token=await self._name(start),
+                start_token_id=start if start >= 0 else None,
                 end_token=await self._name(vocabulary.end),
                 end_token_id=vocabulary.end if vocabulary.end >= 0 else None,
                 adds_start_token=vocabulary.adds_start,

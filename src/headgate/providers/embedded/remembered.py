@@ -1,4 +1,4 @@
-"""What was worked out for one job of a request, kept for the request's other jobs: little, and not for long."""
+"""What was worked out once, kept for those who ask again: little, and not for long."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -9,7 +9,10 @@ V = TypeVar("V")
 
 
 class Remembered(Generic[K, V]):
-    """The last values put in: at most `entries` of them, of at most `size` together (the last one always)."""
+    """The last values put in: at most `entries` of them, of at most `size` together (the last one always).
+
+    A value's size is what `put` is told; whoever puts it counts its key too where keys can be large.
+    """
 
     def __init__(self, entries: int, size: int) -> None:
         self._entries = entries

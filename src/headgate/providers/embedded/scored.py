@@ -5,7 +5,7 @@ for all its tokens and has the id and the scores of the last one. The others are
 words and the length limit are watched here: the engine would not tell the bytes of what it holds back or cuts off.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -14,6 +14,8 @@ from headgate.core.completion import Chunk, FinishReason, Job, TokenLogprob, Usa
 from headgate.core.errors import UpstreamFailed
 from headgate.providers.embedded.generation import FAILED, FINISH_REASONS
 from headgate.providers.embedded.side_door import SideDoor
+
+Again = Callable[[int], Awaitable[Sequence[int]]]
 
 
 class _Likely(Struct, frozen=True):
@@ -45,9 +47,15 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 
 class ScoredGeneration:
-    """Turns events into chunks that carry their tokens' log probabilities, if the job asks for them."""
+    """Turns events into chunks that carry their tokens' log probabilities, if the job asks for them.
 
-    def __init__(self, job: Job, ids: Sequence[int], side: SideDoor) -> None:
+    `again` gives the ids of as many generated tokens, by generating them once more; `opened` are the bytes of a
+    character that the echoed prompt has begun and the answer may complete.
+    """
+
+    def __init__(
+        self, job: Job, ids: Sequence[int], side: SideDoor, again: Again, opened: bytes = b""
+    ) -> None:
         self._scored = job.logprobs is not None
         self._wanted = job.logprobs or 0
         self._limit = job.max_tokens
@@ -57,7 +65,9 @@ class ScoredGeneration:
         self._side = side
         self._generated = 0
         self._told = 0
-        self._text = b""
+        self._again = again
+        self._text = opened
+        self._ahead = len(opened)
         self._entries: list[TokenLogprob] = []
         self._finish: FinishReason | None = None
 
@@ -87,6 +97,8 @@ class ScoredGeneration:
     async def last(self) -> Chunk:
         """The chunk that ends an `ended` generation, with all that was held."""
         generated = min(self._generated, self._limit)
+        if self._scored and len(self._ids) < self._prompt_tokens + generated:
+            self._entries += await self._untold(generated)
         return Chunk(
             0,
             self._text.decode("utf-8", "replace"),
@@ -116,6 +128,7 @@ class ScoredGeneration:
         if lost > 0 and self._scored:
             (own,) = await self._side.pieces((token.id,))
             entries = await self._recover(text.removesuffix(own), lost)
+            entries = entries or await self._untold(generated - 1)
             if entries:
                 data = own
         self._ids.append(token.id)
@@ -149,6 +162,26 @@ class ScoredGeneration:
             for token, logprob, top in zip(found.ids, scores.logprobs, scores.top, strict=True)
         ]
 
+    async def _untold(self, generated: int) -> list[TokenLogprob]:
+        """Entries of the tokens up to the number `generated` that no event told; none where they cannot be had.
+
+        They may never have completed a character, or have had a token without text among them.
+        """
+        known = self._ids[self._prompt_tokens :]
+        ids = await self._again(generated)
+        if len(ids) < generated or [*ids[: len(known)]] != known:
+            return []
+        first = len(self._ids)
+        self._ids += ids[len(known) : generated]
+        scores = await self._side.score(tuple(self._ids), self._wanted, first, len(self._ids))
+        entries = [
+            TokenLogprob(scores.pieces[token], logprob, tuple((scores.pieces[other], p) for other, p in top))
+            for token, logprob, top in zip(self._ids[first:], scores.logprobs, scores.top, strict=True)
+        ]
+        if self._finish == "stop":  # by an end token, whose name is not in the text
+            entries[-1] = TokenLogprob(b"", entries[-1].logprob, entries[-1].top, end=True)
+        return entries
+
     async def _alternatives(self, token: _Token) -> tuple[tuple[bytes, float], ...]:
         """The most likely tokens; the engine leaves out the names of special ones."""
         top = token.top_logprobs[: self._wanted]
@@ -176,6 +209,7 @@ class ScoredGeneration:
         )
         del self._entries[:count]
         self._text = self._text[size:]
+        self._ahead = 0
         self._told += count
         return chunk
 
@@ -184,7 +218,7 @@ class ScoredGeneration:
         text = self._text
         free = len(text) - max(_overlap(text, stop) for stop in self._stops)
         safe = (0, 0)
-        end = 0
+        end = self._ahead
         for index, entry in enumerate(self._entries):
             end += len(entry.data)
             if end > free:
@@ -196,7 +230,7 @@ class ScoredGeneration:
     def _cut(self, end: int) -> None:
         """Drop the text from `end` on, and the tokens that begin there or later."""
         self._text = self._text[:end]
-        begin = 0
+        begin = self._ahead
         for index, entry in enumerate(self._entries):
             if begin >= end:
                 del self._entries[index:]

@@ -2,7 +2,8 @@
 
 The model is opened a second time through llama.cpp's C interface, at the first score; its weights are mapped, so their
 pages are shared with the server's. Log probabilities come from the raw logits, in float64 from there on. One context,
-one lock: a score uses the threads it is given, and two at once would only share them.
+one lock: a score uses the threads it is given, and two at once would only share them. The context keeps what several
+texts came to, for those that go on from there.
 """
 
 import os
@@ -13,11 +14,15 @@ from ctypes import CDLL
 from typing import Any
 
 from headgate.providers.embedded import native
-from headgate.providers.embedded.side import Failed, Gone, HasLeft, Refused
+from headgate.providers.embedded.failures import Failed, Gone, HasLeft, Refused
+from headgate.providers.embedded.sequences import MOST_SEQUENCES, Sequences, shared
 from headgate.providers.embedded.vocabulary import Vocabulary
 
 HEADROOM = 4
 """Tokens beyond the context that still have room, as in the server."""
+
+MOST_CELLS = 8192
+"""Tokens that all sequences together may hold, unless one alone needs more."""
 
 MOST_LOGIT_BYTES = 64 * 1024 * 1024
 MOST_BATCH = 512
@@ -29,6 +34,7 @@ LEAST_LOGPROB = -1e30
 """Stands for minus infinity, which JSON does not have."""
 
 _ROW_BYTES_AT_ONCE = 8 * 1024 * 1024
+_NO_ROOM = 1
 
 Top = list[tuple[int, float]]
 Scores = tuple[list[float], list[Top]]
@@ -54,7 +60,9 @@ class Scorer:
         self._context = 0
         self._batch: Any = None
         self._batch_size = 0
-        self._held: list[int] = []
+        self._sequences: Any = None
+        self.computed = 0
+        """Tokens that went through the model so far."""
 
     def vocabulary(self) -> dict[str, object]:
         """The vocabulary's size and the ids that mean something; -1 where the model has none."""
@@ -66,19 +74,31 @@ class Scorer:
         return self._vocabulary.pieces(ids)
 
     def score(
-        self, ids: Sequence[int], first: int, top: int, has_left: HasLeft = _stays
+        self,
+        ids: Sequence[int],
+        first: int,
+        top: int,
+        *,
+        end: int | None = None,
+        has_left: HasLeft = _stays,
     ) -> dict[str, object]:
-        """Natural log probabilities of ids[max(1, first):], and the `top` likeliest ids at each position.
+        """Natural log probabilities of ids[max(1, first):end], and the `top` likeliest ids at each position.
+
+        A long text may be asked for in slices, one after the other: each goes on from the one before.
 
         `has_left` is asked between batches, and Gone raised when it says so. Refused for what cannot be scored.
         """
         self._check(ids, len(ids), top)
         with self._alone(has_left):
-            scores = self._score(ids, max(1, first), top, has_left)
-        return self._answer(ids[first:], scores)
+            begin, wanted = max(1, first), ids[:end]
+            scores: Scores = [], []
+            if begin < len(wanted):
+                sequence = self._sequences.take(ids, begin - 1)
+                scores = self._score(sequence, wanted, begin, top, has_left)
+        return self._answer(wanted[first:], scores)
 
     def recover(
-        self, ids: Sequence[int], text: bytes, count: int, top: int, has_left: HasLeft = _stays
+        self, ids: Sequence[int], text: bytes, count: int, top: int, *, has_left: HasLeft = _stays
     ) -> dict[str, object]:
         """Which `count` tokens that spell `text` followed `ids`: the most probable ones, scored like `score`.
 
@@ -91,9 +111,27 @@ class Scorer:
         if not ways:
             raise Refused(f"no {count} tokens spell this text")
         with self._alone(has_left):
-            scored = [(way, self._score([*ids, *way], len(ids), top, has_left)) for way in ways]
-        way, scores = max(scored, key=lambda candidate: sum(candidate[1][0]))
+            way, scores = self._likeliest(ids, ways, top, has_left)
         return {"ids": way, **self._answer(way, scores)}
+
+    def _likeliest(
+        self, ids: Sequence[int], ways: Sequence[Sequence[int]], top: int, has_left: HasLeft
+    ) -> tuple[Sequence[int], Scores]:
+        """The most probable one of the ways to go on from `ids`. Neighbours begin alike: that is scored once."""
+        sequence = self._sequences.take(ids, len(ids) - 1)
+        scored: list[tuple[Sequence[int], Scores]] = []
+        for way in ways:
+            alike = 0
+            known: Scores = [], []
+            if scored:
+                before, (logprobs, tops) = scored[-1]
+                alike = shared(way, before)
+                known = logprobs[:alike], tops[:alike]
+            begin = len(ids) + alike
+            self._sequences.rewind(sequence, begin - 1)
+            found = self._score(sequence, [*ids, *way], begin, top, has_left)
+            scored.append((way, (known[0] + found[0], known[1] + found[1])))
+        return max(scored, key=lambda one: sum(one[1][0]))
 
     def _check(self, ids: Sequence[int], length: int, top: int) -> None:
         if not ids:
@@ -117,11 +155,13 @@ class Scorer:
 
     @contextmanager
     def _alone(self, has_left: HasLeft) -> Iterator[None]:
-        """Holds the lock, the context open. Gone when the client leaves while others are served."""
+        """Holds the lock, the context open. Gone when the client has left while others were served."""
         while not self._lock.acquire(timeout=LOOK_AGAIN_S):
             if has_left():
                 raise Gone
         try:
+            if has_left():
+                raise Gone
             if not self._context:
                 self._open()
             yield
@@ -150,7 +190,9 @@ class Scorer:
             raise Refused("this model does not continue a text token by token, so it has no scores")
         size = max(1, min(MOST_BATCH, MOST_LOGIT_BYTES // (4 * self._vocabulary.size)))
         params = library.llama_context_default_params()
-        params.n_ctx = self._longest
+        params.n_ctx = max(self._longest, min(MOST_SEQUENCES * self._longest, MOST_CELLS))
+        params.n_seq_max = MOST_SEQUENCES
+        params.kv_unified = True
         params.n_batch = params.n_ubatch = size
         params.n_threads = params.n_threads_batch = self._threads
         if self._exact:
@@ -160,27 +202,28 @@ class Scorer:
         context = library.llama_init_from_model(self._model, params)
         if not context:
             raise Failed("there is no memory for scores")
-        if not library.llama_get_memory(context):
+        memory = library.llama_get_memory(context)
+        if not memory:
             library.llama_free(context)
             raise Refused("this model does not continue a text token by token, so it has no scores")
         self._batch = library.llama_batch_init(size, 0, 1)
         self._batch_size = size
+        self._sequences = Sequences(library, memory)
         self._context = context
 
-    def _score(self, ids: Sequence[int], first: int, top: int, has_left: HasLeft) -> Scores:
-        """Entries for the positions from `first` >= 1 on. What the context still holds is not computed again."""
+    def _score(self, sequence: int, ids: Sequence[int], first: int, top: int, has_left: HasLeft) -> Scores:
+        """Entries for ids[first:], `first` >= 1. The sequence holds a beginning of ids[: first - 1], then all but the
+        last."""
         logprobs: list[float] = []
         tops: list[Top] = []
         # What follows a position is in its logits, so the last one's are not wanted.
         last = len(ids) - 1
-        if first > last:
-            return logprobs, tops
-        at = self._rewind(ids, first - 1)
+        at = self._sequences.length(sequence)
         while at < last:
             if has_left():
                 raise Gone
             end = min(last, at + self._batch_size)
-            self._decode(ids, at, end, first - 1)
+            self._decode(sequence, ids, at, end, first - 1)
             scored = range(max(at, first - 1), end)
             if scored:
                 rows = self._logits(scored.start - at, len(scored))
@@ -188,37 +231,22 @@ class Scorer:
             at = end
         return logprobs, tops
 
-    def _rewind(self, ids: Sequence[int], most: int) -> int:
-        """Keep of the context what `ids` begin with, `most` tokens at most, and drop the rest."""
-        common = 0
-        for one, other in zip(ids[:most], self._held, strict=False):
-            if one != other:
-                break
-            common += 1
-        memory = self._library.llama_get_memory(self._context)
-        if not common or not self._library.llama_memory_seq_rm(memory, 0, common, -1):
-            # A recurrent model has no way back but to the start.
-            self._library.llama_memory_clear(memory, True)
-            common = 0
-        del self._held[common:]
-        return common
-
-    def _decode(self, ids: Sequence[int], at: int, end: int, first: int) -> None:
-        """Compute ids[at:end], with logits from the position `first` on."""
+    def _decode(self, sequence: int, ids: Sequence[int], at: int, end: int, first: int) -> None:
+        """Compute ids[at:end] of the sequence, with logits from the position `first` on."""
         batch = self._batch
         batch.n_tokens = end - at
         for slot, position in enumerate(range(at, end)):
             batch.token[slot] = ids[position]
             batch.pos[slot] = position
             batch.n_seq_id[slot] = 1
-            batch.seq_id[slot][0] = 0
+            batch.seq_id[slot][0] = sequence
             batch.logits[slot] = position >= first
-        status = self._library.llama_decode(self._context, batch)
-        if status != 0:
-            self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
-            self._held.clear()
-            raise Failed(f"the engine could not compute the scores (status {status})")
-        self._held.extend(ids[at:end])
+        while status := self._library.llama_decode(self._context, batch):
+            if status != _NO_ROOM or not self._sequences.evict(keep=sequence):
+                self._sequences.clear()
+                raise Failed(f"the engine could not compute the scores (status {status})")
+        self._sequences.extend(sequence, ids[at:end])
+        self.computed += end - at
 
     def _logits(self, slot: int, count: int) -> Any:
         """`count` rows of logits from that slot of the batch on, in place: read them before the next batch."""

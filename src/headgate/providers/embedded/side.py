@@ -4,9 +4,8 @@ It listens beside the engine's own socket, for the same parent with the same key
 that needs: one POST of JSON per connection, answered by JSON. Bytes travel as latin-1 strings. A refused request is
 a 400 with `{"error": reason}`; a client that closes its socket stops the work it asked for.
 
-    POST /vocabulary {}                         POST /score   {"ids", "from", "top"}
+    POST /vocabulary {}                         POST /score   {"ids", "from", "to", "top"}
     POST /pieces {"ids"}                        POST /recover {"ids", "text", "count", "top"}
-    POST /grammar {"schema"}
 """
 
 import contextlib
@@ -15,11 +14,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn, Protocol
 
-if TYPE_CHECKING:  # the scorer raises this module's errors
-    from headgate.providers.embedded.scorer import Scorer
+from headgate.providers.embedded.failures import Failed, Gone, HasLeft, Refused, Unavailable
 
 MOST_BODY_BYTES = 64 * 1024 * 1024
 MOST_HEAD_BYTES = 16 * 1024
@@ -41,25 +39,24 @@ _REASONS = {
 }
 
 Asked = Mapping[str, object]
-HasLeft = Callable[[], bool]
 Route = Callable[[Asked, HasLeft], object]
 Routes = Mapping[str, Route]
 
 
-class Refused(Exception):
-    """The request is at fault; the text says how."""
+class Scorer(Protocol):
+    """What is asked here, as the scorer answers it; the scorer itself needs ctypes, which not every Python has."""
 
+    def vocabulary(self) -> dict[str, object]: ...
 
-class Failed(Exception):
-    """The request is not at fault; the text says what happened."""
+    def pieces(self, ids: Sequence[int]) -> list[bytes]: ...
 
+    def score(
+        self, ids: Sequence[int], first: int, top: int, *, end: int | None, has_left: HasLeft
+    ) -> dict[str, object]: ...
 
-class Unavailable(Exception):
-    """This engine cannot do that at all; the text says why."""
-
-
-class Gone(Exception):
-    """The client has closed its socket."""
+    def recover(
+        self, ids: Sequence[int], text: bytes, count: int, top: int, *, has_left: HasLeft
+    ) -> dict[str, object]: ...
 
 
 class SideDoor:
@@ -175,28 +172,30 @@ class _Status(Exception):
         self.code = code
 
 
-def routes(scorer: "Scorer", grammar: Callable[[object], str]) -> Routes:
-    """What the side door answers with this scorer and this maker of grammars."""
+def routes(scorer: Scorer) -> Routes:
+    """What the side door answers with this scorer."""
 
     def pieces(asked: Asked, _: HasLeft) -> object:
         return {"pieces": [piece.decode("latin-1") for piece in scorer.pieces(_ids(asked))]}
 
     def score(asked: Asked, has_left: HasLeft) -> object:
-        return scorer.score(_ids(asked), _whole(asked, "from"), _whole(asked, "top"), has_left)
+        ids = _ids(asked)
+        first, end = _whole(asked, "from"), _whole(asked, "to", len(ids))
+        return scorer.score(ids, first, _whole(asked, "top"), end=end, has_left=has_left)
 
     def recover(asked: Asked, has_left: HasLeft) -> object:
         text = asked.get("text")
         if not isinstance(text, str) or not all(ord(character) < 256 for character in text):
             raise Refused("text must be a string of latin-1 characters")
         raw = text.encode("latin-1")
-        return scorer.recover(_ids(asked), raw, _whole(asked, "count"), _whole(asked, "top"), has_left)
+        count, top = _whole(asked, "count"), _whole(asked, "top")
+        return scorer.recover(_ids(asked), raw, count, top, has_left=has_left)
 
     return {
         "/vocabulary": lambda _asked, _: scorer.vocabulary(),
         "/pieces": pieces,
         "/score": score,
         "/recover": recover,
-        "/grammar": lambda asked, _: {"grammar": grammar(asked.get("schema"))},
     }
 
 
@@ -206,7 +205,7 @@ def closed(reason: str) -> Routes:
     def refuse(_asked: Asked, _: HasLeft) -> NoReturn:
         raise Unavailable(reason)
 
-    return dict.fromkeys(("/vocabulary", "/pieces", "/score", "/recover", "/grammar"), refuse)
+    return dict.fromkeys(("/vocabulary", "/pieces", "/score", "/recover"), refuse)
 
 
 def _report(what: str) -> None:
@@ -257,8 +256,8 @@ def _ids(asked: Asked) -> list[int]:
     return ids
 
 
-def _whole(asked: Asked, name: str) -> int:
-    value = asked.get(name, 0)
+def _whole(asked: Asked, name: str, default: int = 0) -> int:
+    value = asked.get(name, default)
     if type(value) is not int or not 0 <= value < 2**31:
         raise Refused(f"{name} must be an integer of at least 0")
     return value

@@ -1,5 +1,5 @@
 """What llama.cpp's own server lacks, asked at the engine's second socket: the vocabulary, the bytes of tokens, scores
-of given tokens, grammars.
+of given tokens.
 
 Bytes travel as latin-1 text there. EngineGone and EngineRefusal pass through, as from the engine itself.
 """
@@ -9,14 +9,13 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from msgspec import Struct
 
-from headgate.core.errors import InvalidRequest, UpstreamFailed
+from headgate.core.errors import UpstreamFailed
 from headgate.providers.embedded.client import EngineRefusal
 from headgate.providers.embedded.tokenizer import Post, TokenIds
 
 ASKED_AT_ONCE = 4096
 KNOWN_PIECES = 1 << 18
 LONGEST_PIECE = 4096
-MAX_GRAMMAR = 4 * 1024 * 1024
 _BAD_INPUT = 400
 _NOT_BUILT = 501
 
@@ -66,10 +65,6 @@ class _Scored(Struct, frozen=True):
 
 class _Pieces(Struct, frozen=True):
     pieces: tuple[str, ...]
-
-
-class _Grammar(Struct, frozen=True):
-    grammar: str
 
 
 class _Said(Struct, frozen=True):
@@ -134,18 +129,6 @@ class SideDoor:
                 return None
             raise
         return Recovered(ids=said.ids, scores=_scores(said))
-
-    async def grammar(self, schema: bytes) -> str:
-        """A grammar of what the JSON schema allows. InvalidRequest for a schema that cannot be one."""
-        try:
-            said = await self._ask("/grammar", {"schema": msgspec.Raw(schema)}, MAX_GRAMMAR)
-        except EngineRefusal as refusal:
-            if refusal.status != _BAD_INPUT:
-                raise
-            raise InvalidRequest(
-                f"The JSON schema cannot be used: {_reason(refusal)}", param="response_format"
-            ) from refusal
-        return msgspec.json.decode(said, type=_Grammar).grammar
 
     async def _ask(self, path: str, body: object, most: int) -> bytes:
         try:

@@ -171,7 +171,7 @@ class Supervisor:
                 return None
             now = time.monotonic()
             self._rise(child, doors, now - began)
-            watcher = asyncio.create_task(self._watch(child, doors.engine))
+            watcher = asyncio.create_task(self._watch(child, doors))
             await child.ended()
             self._fell(child.ending(was_ready=True, file=self._file))
             return time.monotonic() - now
@@ -188,23 +188,27 @@ class Supervisor:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    async def _watch(self, child: Child, address: Address) -> None:
-        """Kill the engine once it is stuck or stopped. Only here: what clients wait for may take its time."""
+    async def _watch(self, child: Child, doors: Doors) -> None:
+        """Kill the engine once it is stuck or stopped, behind either door. Only here: what clients wait for may take
+        its time."""
         while True:
             await asyncio.sleep(self._restarts.ask_s)
             try:
                 async with asyncio.timeout(self._restarts.silence_s):
-                    await self._answer(address)
+                    await asyncio.gather(
+                        self._answer(doors.engine, "/tokenize", b'{"content":""}'),
+                        self._answer(doors.side, "/vocabulary", b"{}"),
+                    )
             except TimeoutError:
                 self._doors = None
                 child.kill(f"silent for {self._restarts.silence_s:g} seconds")
                 return
 
-    async def _answer(self, address: Address) -> None:
-        """Return once the engine has said anything. It answers this beside its generations."""
+    async def _answer(self, address: Address, path: str, body: bytes) -> None:
+        """Return once there has been any answer. Neither question waits for generations or scores."""
         while True:
             try:
-                await client.post(address, "/tokenize", b'{"content":""}', 4096)
+                await client.post(address, path, body, 4096)
             except EngineRefusal:
                 return
             except EngineGone:  # it may be ending, or have too many connections for the moment

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import CDLL
 
-from headgate.providers.embedded.side import Failed, Refused
+from headgate.providers.embedded.failures import Failed, Refused
 
 MOST_WAYS = 64
 """Each has to be scored."""
@@ -36,7 +36,7 @@ class Vocabulary:
             return self._size
 
     def marks(self) -> dict[str, object]:
-        """The size and the ids that mean something; -1 where the model has none. Ids in `ends` end a generation."""
+        """The size and the ids that mean something; -1 where the model has none."""
         with self._opened():
             library, vocab = self._library, self._vocab
             return {
@@ -44,11 +44,9 @@ class Vocabulary:
                 "start": library.llama_vocab_bos(vocab),
                 "end": library.llama_vocab_eos(vocab),
                 "adds_start": library.llama_vocab_get_add_bos(vocab),
-                "adds_end": library.llama_vocab_get_add_eos(vocab),
                 "infill_prefix": library.llama_vocab_fim_pre(vocab),
                 "infill_suffix": library.llama_vocab_fim_suf(vocab),
                 "infill_middle": library.llama_vocab_fim_mid(vocab),
-                "ends": [id for id in range(self._size) if library.llama_vocab_is_eog(vocab, id)],
             }
 
     def check(self, ids: Iterable[int]) -> None:

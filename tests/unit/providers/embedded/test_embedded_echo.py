@@ -167,16 +167,15 @@ async def test_the_jobs_of_one_request_are_scored_once_even_if_the_first_one_lea
     scoring = Scoring()
     echo = Echo(SideDoor(scoring.post), max_queue=0)
     job = build_job("abc", echo=True, logprobs=0)
-    first, *others = [asyncio.create_task(echo.chunks(job, (97, 98, 99))) for _ in range(4)]
+    first, *others = [asyncio.create_task(echo.echoed(job, (97, 98, 99), ignore)) for _ in range(4)]
     await scoring.begun.wait()
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     scoring.free.set()
-    chunks = await asyncio.gather(*others)
-    assert len(set(map(str, chunks))) == 1
+    assert len(set(map(str, await asyncio.gather(*others)))) == 1
     assert len(scoring.asked) == 2  # the one that left, and one for all the others
     another = msgspec.structs.replace(job, request_id="another")
-    await echo.chunks(another, (97, 98, 99))
+    await echo.echoed(another, (97, 98, 99), ignore)
     assert len(scoring.asked) == 3
 
 
@@ -184,13 +183,13 @@ async def test_one_prompt_is_scored_at_a_time_and_only_so_many_wait(build_job: B
     scoring = Scoring()
     echo = Echo(SideDoor(scoring.post), max_queue=0)
     job = build_job("abc", echo=True, logprobs=0)
-    first = asyncio.create_task(echo.chunks(job, (97, 98, 99)))
+    first = asyncio.create_task(echo.echoed(job, (97, 98, 99), ignore))
     await scoring.begun.wait()
     another = msgspec.structs.replace(job, request_id="another")
     with pytest.raises(Overloaded):
-        await echo.chunks(another, (97, 98, 99))
+        await echo.echoed(another, (97, 98, 99), ignore)
     scoring.free.set()
-    assert await first == await echo.chunks(another, (97, 98, 99))
+    assert await first == await echo.echoed(another, (97, 98, 99), ignore)
 
 
 @pytest.mark.parametrize("prompt", ["a 中文 😀!", tuple("a 中文 😀!".encode())], ids=["text", "ids"])
@@ -202,7 +201,7 @@ async def test_a_long_prompt_is_scored_in_slices_that_join_to_the_whole(
     scoring = Scoring()
     scoring.free.set()
     job = build_job(prompt, echo=True, logprobs=0)
-    chunks = await Echo(SideDoor(scoring.post), max_queue=0).chunks(job, ids)
+    chunks = (await Echo(SideDoor(scoring.post), max_queue=0).echoed(job, ids, ignore)).chunks
     assert scoring.asked == [(0, 4), (4, 8), (8, 12), (12, 14)]
     assert "".join(chunk.text for chunk in chunks) == "a 中文 😀!"
     entries = [entry for chunk in chunks for entry in chunk.logprobs or ()]
@@ -219,6 +218,7 @@ async def test_a_long_prompt_is_scored_in_slices_that_join_to_the_whole(
         ([b"<s>", b"Hello", b"</s>"], b"Hello", [b"", b"Hello", b""]),
         ([b"<s>", b"<s>", b"Hello"], b"<s>Hello", [b"", b"<s>", b"Hello"]),
         ([b"<s>"], b"", [b""]),
+        ([b"<s>", b"<s>"], b"<s>", [b"", b"<s>"]),
         ([b"<s>", b" "], b"", [b"", b""]),
         ([b"he", b"llo"], b"HELLO", [b"he", b"llo"]),
     ],

@@ -12,6 +12,7 @@ from headgate.core.models import ModelSpec
 from headgate.providers.embedded.gguf import read_gguf
 from headgate.providers.embedded.prompts import Prompts
 from headgate.providers.embedded.provider import EmbeddedProvider
+from headgate.providers.embedded.schemas import Schemas
 from headgate.providers.embedded.side_door import SideDoor
 
 BuildJob = Callable[..., Job]
@@ -74,7 +75,7 @@ async def test_a_model_without_the_tokens_cannot_fill_in(demo: ModelSpec, build_
         assert path == "/vocabulary"
         return msgspec.json.encode(vocabulary)
 
-    prompts = Prompts(read_gguf(demo.file or ""), 512, post, SideDoor(post))
+    prompts = Prompts(read_gguf(demo.file or ""), 512, post, SideDoor(post), Schemas())
     with pytest.raises(InvalidRequest) as caught:
         await prompts.ids(build_job("One day,", suffix=" The end."))
     assert (caught.value.param, caught.value.code) == ("suffix", "unsupported_parameter")

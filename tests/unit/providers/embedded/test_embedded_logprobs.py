@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
+from typing import Any
 
 import msgspec
 import pytest
@@ -298,11 +299,69 @@ class ForgetfulSide:
 
 
 async def test_what_cannot_be_found_again_still_has_its_bytes_in_the_next_entry(build_job: BuildJob) -> None:
+    async def otherwise(count: int) -> tuple[int, ...]:
+        """Generating once more gave something else."""
+        return (0x62,) * count
+
     job = build_job("Say", max_tokens=8, logprobs=0)
-    generation = ScoredGeneration(job, (1, 2), SideDoor(ForgetfulSide().post))
+    generation = ScoredGeneration(job, (1, 2), SideDoor(ForgetfulSide().post), otherwise)
     chunks = await generation.read([event(0x61, b"a", 1), event(0xA9, "é".encode(), 3)])
     end = b'{"stop": true, "stop_type": "eos", "tokens_predicted": 3}'
     chunks += await generation.read([end])
     chunks.append(await generation.last())
     assert [entry.data for entry in entries_of(chunks)] == [b"a", "é".encode()]
     assert usage_of(chunks).completion_tokens == 3 == sum(chunk.tokens or 0 for chunk in chunks)
+
+
+HALF, QUARTERS = 178, (259, 252, 228)
+"""In the demo model: the token that begins "😀", and those that go on with it."""
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+@pytest.mark.parametrize("most", [1, 2, 7])
+async def test_an_answer_that_only_ever_begins_a_character_has_an_entry_for_each_token(
+    start_provider: StartProvider, build_job: BuildJob, reference: Reference, temperature: float, most: int
+) -> None:
+    provider = await start_provider()
+    job = build_job("Hi", temperature=temperature, max_tokens=most, logprobs=1, logit_bias=((HALF, 100.0),))
+    chunks = await chunks_of(provider, job)
+    entries = entries_of(chunks)
+    assert [entry.data for entry in entries] == [b"\xf0"] * most
+    assert "".join(chunk.text for chunk in chunks) == ""
+    assert usage_of(chunks).completion_tokens == most
+    ids = [0, *await provider.tokenize(job.model, "Hi", add_special=False, parse_special=True)]
+    rows = reference.logprobs([*ids, *[HALF] * most])
+    for position, entry in enumerate(entries, len(ids) - 1):
+        assert entry.logprob == pytest.approx(rows[position, HALF], abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_tokens_that_nobody_tells_are_found_by_generating_them_once_more(
+    start_provider: StartProvider, build_job: BuildJob, seed: int
+) -> None:
+    provider = await start_provider()
+    bias = tuple((token, 100.0) for token in (HALF, *QUARTERS[:2], 45, 0))
+    job = build_job("Hi", temperature=2.0, seed=seed, max_tokens=9, logprobs=0, logit_bias=bias)
+    chunks = await chunks_of(provider, job)
+    entries = entries_of(chunks)
+    assert len(entries) == usage_of(chunks).completion_tokens
+    finish = next(chunk.finish_reason for chunk in reversed(chunks) if chunk.finish_reason)
+    assert [entry.end for entry in entries] == [False] * (len(entries) - 1) + [finish == "stop"]
+    told = b"".join(entry.data for entry in entries).decode("utf-8", "ignore")
+    assert "".join(chunk.text for chunk in chunks).replace("\ufffd", "") == told
+
+
+async def test_a_character_begun_by_the_prompt_is_completed_by_the_answer(
+    start_provider: StartProvider, build_job: BuildJob
+) -> None:
+    provider = await start_provider()
+    *begun, last = (HALF, *QUARTERS)
+    fields: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "logit_bias": ((last, 100.0),)}
+    for logprobs in (None, 1):
+        job = build_job(tuple(begun), echo=True, logprobs=logprobs, **fields)
+        chunks = await chunks_of(provider, job)
+        assert "".join(chunk.text for chunk in chunks) == "😀"
+        entries = entries_of(chunks)
+        assert b"".join(entry.data for entry in entries) == ("😀".encode() if logprobs else b"")
+    cut = await chunks_of(provider, build_job(tuple(begun), echo=True, **fields | {"max_tokens": 0}))
+    assert "".join(chunk.text for chunk in cut) == "\ufffd"

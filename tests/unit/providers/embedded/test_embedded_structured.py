@@ -1,12 +1,15 @@
 """Answers of the embedded model that must be JSON, or follow a schema."""
 
+import sys
 from collections.abc import Awaitable, Callable
 
 import msgspec
 import pytest
 
+from headgate.config import EmbeddedSettings
 from headgate.core.completion import Job, Message, ResponseFormat
-from headgate.core.errors import InvalidRequest
+from headgate.core.errors import InvalidRequest, Overloaded
+from headgate.core.models import ModelSpec
 from headgate.providers.embedded.provider import EmbeddedProvider
 
 BuildJob = Callable[..., Job]
@@ -72,3 +75,23 @@ async def test_a_schema_that_cannot_be_used_is_refused_before_anything_is_done(
     with pytest.raises(InvalidRequest) as caught:
         await provider.count_prompt(job)
     assert caught.value.param == "response_format"
+
+
+async def test_schemas_need_no_engine(demo: ModelSpec, build_job: BuildJob) -> None:
+    provider = EmbeddedProvider((demo,), EmbeddedSettings())
+    with pytest.raises(InvalidRequest) as caught:
+        await provider.count_prompt(build_job(messages=ASK, response_format=schema({"type": "nonsense"})))
+    assert caught.value.param == "response_format"
+    for wanted in (schema({"type": "object"}), ResponseFormat(kind="json_object")):
+        with pytest.raises(Overloaded):
+            await provider.count_prompt(build_job(messages=ASK, response_format=wanted))
+
+
+async def test_what_any_object_needs_is_worked_out_once(
+    start_provider: StartProvider, build_job: BuildJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = await start_provider()
+    await provider.count_prompt(build_job(messages=ASK, response_format=ResponseFormat(kind="json_object")))
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    later = build_job(messages=ASK, response_format=ResponseFormat(kind="json_object"), request_id="later")
+    assert await provider.count_prompt(later)

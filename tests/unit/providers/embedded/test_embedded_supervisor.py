@@ -106,12 +106,16 @@ async def test_a_stopped_engine_is_replaced_without_anyone_asking(
     assert len(entries(tmp_path)) == 1
 
 
-async def test_an_engine_whose_socket_is_gone_is_replaced(supervise: Supervise, tmp_path: Path) -> None:
+@pytest.mark.parametrize("socket", ["engine.sock", "side.sock"])
+async def test_an_engine_with_a_socket_that_is_gone_is_replaced(
+    supervise: Supervise, tmp_path: Path, socket: str
+) -> None:
     supervisor = supervise(restarts=IMPATIENT, folder=tmp_path)
     first = await supervisor.ready_or_failed(30)
     for folder in entries(tmp_path):
-        (folder / "engine.sock").unlink()
+        (folder / socket).unlink()
     await until(lambda: supervisor.status().state == "up" and supervisor.status().pid != first.pid)
+    assert supervisor.status().reason == "silent for 0.5 seconds"
     assert b"tokens" in await tokens_of(supervisor)
 
 
@@ -135,6 +139,23 @@ async def test_an_engine_that_is_only_busy_is_left_alone(supervise: Supervise) -
     # With one slot each waits for those before it, and hears nothing meanwhile.
     while not silences or max(silences) < 2.5:
         await asyncio.gather(*(generate() for _ in range(16)))
+    assert supervisor.status() == first
+
+
+async def test_an_engine_that_is_only_busy_with_scores_is_left_alone(supervise: Supervise) -> None:
+    supervisor = supervise(restarts=Restarts(ask_s=0.05, silence_s=2))
+    first = await supervisor.ready_or_failed(30)
+    body = msgspec.json.encode({"ids": [7, 8, 9, 10] * 128, "from": 0, "top": 0})
+    silences: list[float] = []
+
+    async def score() -> None:
+        began = time.monotonic()
+        await client.post(supervisor.side_address(), "/score", body, 1 << 20)
+        silences.append(time.monotonic() - began)
+
+    # They are computed one after the other.
+    while not silences or max(silences) < 2.5:
+        await asyncio.gather(*(score() for _ in range(40)))
     assert supervisor.status() == first
 
 

@@ -8,8 +8,11 @@ import pytest
 from headgate.core.errors import InvalidRequest, ModelUnavailable
 from headgate.core.models import ModelSpec
 from headgate.core.ports import Tokenizer
-from headgate.providers.embedded.prompts import MAX_IDS, MAX_TEXT
+from headgate.providers.embedded.gguf import read_gguf
+from headgate.providers.embedded.prompts import MAX_IDS, MAX_TEXT, Prompts
 from headgate.providers.embedded.provider import EmbeddedProvider
+from headgate.providers.embedded.schemas import Schemas
+from headgate.providers.embedded.side_door import SideDoor
 
 StartProvider = Callable[..., Awaitable[EmbeddedProvider]]
 
@@ -54,6 +57,24 @@ async def test_the_tokenizer_names_tokens_that_can_be_written(tokenizer: Tokeniz
     ):
         assert name is not None
         assert await tokenizer.tokenize(demo, name, add_special=False, parse_special=True) == (token,)
+
+
+async def test_a_start_token_that_the_model_does_not_name_is_not_made_up(demo: ModelSpec) -> None:
+    made_up = {"size": 1024, "start": 11, "end": 0, "adds_start": False}
+    made_up |= {"infill_prefix": -1, "infill_suffix": -1, "infill_middle": -1}
+
+    async def post(path: str, body: bytes, most: int) -> bytes:
+        answers: dict[str, object] = {
+            "/vocabulary": made_up,
+            "/pieces": {"pieces": ["<|endoftext|>"]},
+            "/tokenize": {"tokens": [0]},
+        }
+        return msgspec.json.encode(answers[path])
+
+    model = msgspec.structs.replace(read_gguf(demo.file or ""), bos_id=None)
+    info = await Prompts(model, 512, post, SideDoor(post), Schemas()).describe(demo)
+    assert (info.start_token, info.start_token_id) == (None, None)
+    assert (info.end_token, info.end_token_id) == ("<|endoftext|>", 0)
 
 
 async def test_too_much_at_once_is_refused(tokenizer: Tokenizer, demo: ModelSpec) -> None:

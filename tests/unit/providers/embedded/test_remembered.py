@@ -1,4 +1,4 @@
-"""What is kept for the other jobs of a request is bounded in number and in size."""
+"""What is kept for those who ask again is bounded in number and in size."""
 
 from headgate.providers.embedded.remembered import Remembered
 

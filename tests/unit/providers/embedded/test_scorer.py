@@ -1,7 +1,11 @@
-"""Scores from the engine's side door, held against an independent forward pass in 64-bit floats."""
+"""Scores from the engine's side door, held against an independent forward pass in 64-bit floats.
+
+How much is computed for them is asked of the scorer itself.
+"""
 
 import itertools
 import random
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -12,7 +16,9 @@ from tests.support.reference import Reference
 
 from headgate.config import demo_model_path
 from headgate.config.settings import Precision
-from headgate.providers.embedded import client
+from headgate.providers.embedded import client, float32, native, scorer
+from headgate.providers.embedded.failures import Gone
+from headgate.providers.embedded.scorer import Scorer
 from headgate.providers.embedded.supervisor import Supervisor
 
 END, TURN = 0, 2
@@ -28,6 +34,21 @@ TEXTS = (
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     return Reference(demo_model_path())
+
+
+@pytest.fixture(scope="module")
+def open_scorer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Scorer]:
+    """`open_scorer()`: a scorer in this process that has scored nothing, for texts of 512 tokens."""
+    library = native.library()
+    twin = tmp_path_factory.mktemp("scorer") / "float32.gguf"
+    float32.dequantise(library, str(demo_model_path()), str(twin))
+    return lambda: Scorer(library, str(twin), 512, 1, True)
+
+
+def scored(scorer: Scorer, ids: list[int], first: int = 0, end: int | None = None) -> list[float]:
+    found = scorer.score(ids, first, 0, end=end)["logprobs"]
+    assert isinstance(found, list)
+    return found
 
 
 def anything(length: int, seed: int = 1) -> list[int]:
@@ -74,6 +95,104 @@ async def test_what_was_scored_before_does_not_change_a_score() -> None:
             assert await logprobs(supervisor, ids, 150) == pytest.approx(fresh, abs=1e-5)
 
 
+async def test_texts_that_take_turns_score_like_each_alone(reference: Reference) -> None:
+    begin = anything(150)
+    # More than are held at a time, some of which begin alike.
+    texts = [begin[: 15 * number] + anything(200 - 15 * number, number) for number in range(11)]
+    exact = [reference.scores(ids) for ids in texts]
+    async with engine() as supervisor:
+        for first, end in itertools.pairwise((1, 100, 120, 121, 160, 161, 200)):
+            for ids, expected in zip(texts, exact, strict=True):
+                scores = await logprobs(supervisor, ids[:end], first)
+                assert scores == pytest.approx(expected[first - 1 : end - 1].tolist(), abs=1e-4)
+
+
+def test_texts_that_take_turns_are_each_computed_once(open_scorer: Callable[[], Scorer]) -> None:
+    texts = [anything(400, seed) for seed in range(4)]
+    scorer = open_scorer()
+    ends = range(300, 401, 10)
+    for end in ends:
+        for ids in texts:
+            scored(scorer, ids[:end], end - 10)
+    # What would follow the last token is not asked for.
+    assert scorer.computed == len(texts) * (ends[-1] - 1)
+
+
+def test_of_more_texts_than_can_be_held_the_latest_are(open_scorer: Callable[[], Scorer]) -> None:
+    texts = [anything(100, seed) for seed in range(10)]
+    scorer = open_scorer()
+    for ids in texts:
+        scored(scorer, ids)
+    before = scorer.computed
+    for ids in texts[-1:1:-1]:
+        scored(scorer, [*ids, 5], 100)
+    assert scorer.computed - before == 8
+    scored(scorer, [*texts[0], 5], 100)
+    assert scorer.computed - before == 8 + 100
+
+
+def test_what_two_texts_begin_with_is_computed_once_and_both_are_kept(
+    open_scorer: Callable[[], Scorer], reference: Reference
+) -> None:
+    begin = anything(300)
+    one, other = begin + anything(100, 2), begin + anything(100, 3)
+    scorer = open_scorer()
+    scored(scorer, one)
+    assert scorer.computed == 399
+    after = scored(scorer, other, 301)
+    assert scorer.computed == 399 + 99
+    assert after == pytest.approx(reference.scores(other)[300:].tolist(), abs=1e-4)
+    assert scored(scorer, one, 399) == pytest.approx(reference.scores(one)[398:].tolist(), abs=1e-4)
+    assert scorer.computed == 399 + 99 + 1
+
+
+def test_texts_make_room_for_each_other_where_there_is_little(
+    open_scorer: Callable[[], Scorer], reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scorer, "MOST_CELLS", 0)
+    texts = [anything(500, seed) for seed in range(3)]
+    small = open_scorer()
+    for ids in (*texts, *texts):
+        assert scored(small, ids, 400) == pytest.approx(reference.scores(ids)[399:].tolist(), abs=1e-4)
+    assert small.computed == 6 * 499
+
+
+def test_slices_one_after_the_other_are_the_whole_and_computed_once(
+    open_scorer: Callable[[], Scorer], reference: Reference
+) -> None:
+    ids = anything(500)
+    scorer = open_scorer()
+    joined: list[float] = []
+    for first in range(0, 500, 128):
+        joined += scored(scorer, ids, first, first + 128)
+        assert scorer.computed == min(first + 128, 500) - 1
+    assert joined == pytest.approx(reference.scores(ids).tolist(), abs=1e-4)
+
+
+def test_the_ways_to_spell_a_text_share_what_they_begin_with(open_scorer: Callable[[], Scorer]) -> None:
+    ids = anything(300)
+    scorer = open_scorer()
+    ways = ("an ot he r", "an ot h er", "an o th er", "an o t her", "a n ot her", "a n o ther")
+    pieces = {piece.decode("latin-1") for piece in scorer.pieces(range(6, 1024))}
+    assert all({*way.split()} <= pieces for way in ways)
+    scorer.recover(ids, b"another", 4, 0)
+    # The last token before the text and three of the text; then from where a way parts from the one before.
+    assert scorer.computed == 299 + 4 + 2 + 3 + 2 + 4 + 2
+
+
+def test_nothing_is_computed_for_a_client_that_left_while_it_waited(
+    open_scorer: Callable[[], Scorer],
+) -> None:
+    ids = anything(100)
+    scorer = open_scorer()
+    with pytest.raises(Gone):
+        scorer.score(ids, 0, 0, has_left=lambda: True)
+    with pytest.raises(Gone):
+        scorer.recover(ids, b"a", 1, 0, has_left=lambda: True)
+    assert scorer.computed == 0
+    assert len(scored(scorer, ids)) == 99
+
+
 async def test_the_likeliest_tokens_come_best_first_with_the_scores_of_their_own(
     reference: Reference,
 ) -> None:
@@ -100,6 +219,18 @@ async def test_from_leaves_out_earlier_positions_and_the_first_has_no_score() ->
         assert await logprobs(supervisor, ids, 12) == pytest.approx(every[11:], abs=1e-5)
         assert await logprobs(supervisor, ids, 20) == []
         assert await logprobs(supervisor, ids[:1]) == []
+
+
+async def test_to_leaves_out_later_positions() -> None:
+    ids = anything(20)
+    async with engine() as supervisor:
+        every = await logprobs(supervisor, ids)
+        for first, end in ((0, 8), (8, 16), (16, 24), (0, 1), (0, 0), (9, 5), (20, 30)):
+            said = await ask(supervisor, "/score", {"ids": ids, "from": first, "to": end, "top": 1})
+            expected = every[max(1, first) - 1 : max(1, end) - 1] if first < end else []
+            assert said["logprobs"] == pytest.approx(expected, abs=1e-5)
+            likeliest = {top[0][0] for top in said["top"]}
+            assert {int(id) for id in said["pieces"]} == {*ids[first:end], *likeliest}
 
 
 async def test_float32_is_exact_and_stored_weights_are_not(reference: Reference) -> None:
@@ -173,8 +304,8 @@ async def test_special_tokens_have_their_text_and_their_place_in_the_vocabulary(
         vocabulary = await ask(supervisor, "/vocabulary", {})
     assert pieces == ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_prefix|>"]
     assert vocabulary == {
-        **{"size": 1024, "start": 0, "end": 0, "adds_start": True, "adds_end": False},
-        **{"infill_prefix": 3, "infill_suffix": 4, "infill_middle": 5, "ends": [0, 2]},
+        **{"size": 1024, "start": 0, "end": 0, "adds_start": True},
+        **{"infill_prefix": 3, "infill_suffix": 4, "infill_middle": 5},
     }
 
 
@@ -198,6 +329,8 @@ BAD: tuple[tuple[str, dict[str, object], str], ...] = (
     ("/score", {"ids": [5, 6], "top": -1}, "top must be"),
     ("/score", {"ids": [5, 6], "top": 1.5}, "top must be"),
     ("/score", {"ids": [5, 6], "from": -1}, "from must be"),
+    ("/score", {"ids": [5, 6], "to": -1}, "to must be"),
+    ("/score", {"ids": [5, 6], "to": None}, "to must be"),
     ("/pieces", {"ids": [1024]}, "outside"),
     ("/pieces", {}, "ids must be"),
     ("/recover", {"ids": [], "text": "a", "count": 1}, "empty"),

@@ -1,4 +1,4 @@
-"""The engine's side door: its HTTP, its key, its grammars, and clients that leave."""
+"""The engine's side door: its HTTP, its key, and clients that leave."""
 
 import asyncio
 import json
@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import psutil
 import pytest
 from tests.support.engines import ask, engine, refusal
@@ -157,65 +156,3 @@ async def test_an_engine_without_the_c_interface_serves_and_says_what_is_missing
         assert (status, reason) == (501, "this Python is built without ctypes")
         said = await client.post(supervisor.address(), "/tokenize", b'{"content": "hello"}', 4096)
         assert b"tokens" in said
-
-
-SCHEMAS = (
-    {"type": "object", "properties": {"age": {"type": "integer", "maximum": 99}}, "required": ["age"]},
-    {"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 2, "maxItems": 3},
-    {"$defs": {"pair": {"anyOf": [{"const": 1}, {"const": None}]}}, "$ref": "#/$defs/pair"},
-    {"type": "object", "properties": {"maxLength": {"type": "null"}}, "required": ["maxLength"]},
-)
-
-
-@pytest.mark.parametrize("schema", SCHEMAS)
-async def test_a_schemas_grammar_makes_the_model_follow_it(schema: dict[str, object]) -> None:
-    async with engine() as supervisor:
-        grammar = (await ask(supervisor, "/grammar", {"schema": schema}))["grammar"]
-        body = {"prompt": "{", "n_predict": 300, "grammar": grammar, "seed": 7, "temperature": 1.5}
-        said = await client.post(supervisor.address(), "/completion", msgspec.json.encode(body), 1 << 20)
-    answer = json.loads(json.loads(said)["content"])
-    match schema:
-        case {"required": ["age"]}:
-            assert isinstance(answer["age"], int) and answer["age"] <= 99
-        case {"type": "array"}:
-            assert 2 <= len(answer) <= 3 and set(answer) <= {"red", "green"}
-        case {"$ref": _}:
-            assert answer in (1, None)
-        case _:
-            assert answer["maxLength"] is None
-
-
-def choices(number: int) -> dict[str, object]:
-    return {"anyOf": [{"type": "object", "required": [f"{number}-{at}"]} for at in range(4)]}
-
-
-BAD_SCHEMAS: tuple[tuple[object, str], ...] = (
-    (None, "must be an object"),
-    ("string", "must be an object"),
-    ([{"type": "string"}], "must be an object"),
-    ({"type": "text"}, "Invalid type: text"),
-    ({"$ref": "#/$defs/missing"}, "does not exist"),
-    ({"$ref": "http://127.0.0.1/schema.json"}, "not"),
-    ({"type": "string", "pattern": "((("}, "unclosed group"),
-    ({"not": {"type": "string"}}, "not"),
-    ({"minimum": 5, "maximum": 3, "type": "integer"}, "greater than maximum"),
-    ({"type": "string", "maxLength": 2001}, "maxLength may be"),
-    ({"items": {"anyOf": [{"type": "array", "minItems": 10**12}]}}, "minItems may be"),
-    ({"enum": ["x" * 70_000]}, "bytes"),
-    ({"allOf": [choices(number) for number in range(8)]}, "alternatives"),
-    (
-        {"$defs": {"some": choices(0)}, "allOf": [{"$ref": "#/$defs/some"}] * 8},
-        "alternatives",
-    ),
-)
-
-
-async def test_schemas_without_a_grammar_are_refused_with_the_reason() -> None:
-    nested: object = {"type": "string"}
-    for _ in range(400):
-        nested = {"items": nested}
-    async with engine() as supervisor:
-        for schema, reason in (*BAD_SCHEMAS, (nested, "")):
-            status, said = await refusal(supervisor, "/grammar", {"schema": schema})
-            assert (status, reason in said) == (400, True), (schema, said)
-            assert 0 < len(said) <= 300
