@@ -50,7 +50,7 @@ format: .venv/.dev  ## rewrite the code in house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/.dev  ## benchmark table against nginx
+bench: .venv/.dev  ## benchmark tables: against nginx, and the engine asked directly
 	@tools/install_apt.sh nginx nginx
 	@tools/install_apt.sh gcc gcc libc6-dev
 	$(BIN)/python -m benchmarks.run $(ARGS)

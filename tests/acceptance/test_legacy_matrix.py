@@ -165,7 +165,7 @@ async def test_choices_of_a_sampled_answer_have_scores_of_their_own(
 ) -> None:
     prompt = prompts["texts"]
     fields: dict[str, Any] = {"model": "demo", "prompt": prompt.given, "n": 3, "max_tokens": 16, "seed": 4}
-    fields |= {"echo": True, "logprobs": 5, "temperature": 1}
+    fields |= {"echo": True, "logprobs": 5, "temperature": 2}
     completion = await client.completions.create(**fields)
     choices = whole(completion)
     check(choices, completion.usage, prompt, echo=True, logprobs=5, n=3, most=16)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
@@ -11,49 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion as SDKCompletion
 from openai.types.chat import ChatCompletionChunk as SDKChunk
+from tests.support.rendering import answered, context, events
 
 from headgate.core import errors
-from headgate.core.accounts import Principal
 from headgate.core.completion import (
-    Answer,
-    Charge,
     Choice,
     Chunk,
     CompletionRequest,
     Message,
-    ModelAnswer,
     ResponseFormat,
     Sampling,
     StreamEnd,
     TokenLogprob,
     Usage,
 )
-from headgate.core.models import ModelSpec
-from headgate.core.money import FemtoUSD, MarginPPM, NanoUSD, rate
-from headgate.dialects.base import Caps, Dialect, MalformedBody, RequestContext
+from headgate.dialects.base import Caps, Dialect, MalformedBody
 from headgate.dialects.chat import MOST_MESSAGES, OpenAIChat
 from headgate.dialects.chat_wire import ChatBody
 from headgate.dialects.openai import MOST_BIASES
 
-CONTEXT = RequestContext(
-    principal=Principal(account="acme", key_id="k1", app="story"),
-    request_id="req-1",
-    answer_id="7d444840-9dc0-11d1-b245-5ffdce74fad2",
-    stream_id="5" * 32,
-    created=1_700_000_000,
-)
-SPEC = ModelSpec(
-    name="demo",
-    provider="embedded",
-    upstream_name="demo",
-    mode="both",
-    context_window=2048,
-    max_input_tokens=2048,
-    max_output_tokens=1024,
-    input_rate=rate(Decimal("0.10")),
-    cached_rate=rate(Decimal("0.10")),
-    output_rate=rate(Decimal("0.40")),
-)
+CONTEXT = context(app="story")
 DIALECT: Dialect[ChatBody] = OpenAIChat(Caps())
 ID = "chatcmpl-7d4448409dc011d1b2455ffdce74fad2"
 HELLO = {"role": "user", "content": "Hello"}
@@ -71,49 +47,6 @@ def refused(fields: Mapping[str, object]) -> errors.InvalidRequest:
     with pytest.raises(errors.InvalidRequest) as caught:
         parse(**fields)
     return caught.value
-
-
-def answer(request: CompletionRequest, *choices: Choice) -> Answer:
-    charge = Charge(
-        model="demo",
-        provider="embedded",
-        usage=Usage(prompt_tokens=3, completion_tokens=4),
-        exact_input=FemtoUSD(0),
-        exact_output=FemtoUSD(0),
-        cost=NanoUSD(0),
-        price=NanoUSD(0),
-        margin=MarginPPM(0),
-    )
-    served = ModelAnswer(
-        requested="demo",
-        model="demo",
-        provider="embedded",
-        spec=SPEC,
-        choices=choices,
-        charge=charge,
-        elapsed_s=0.5,
-        created=request.created,
-    )
-    return Answer(
-        request=request,
-        models=(served,),
-        price=NanoUSD(0),
-        balance_before=NanoUSD(0),
-        balance_after=NanoUSD(0),
-        elapsed_s=0.5,
-    )
-
-
-def events(stream: bytes) -> list[Any]:
-    """The data of each event; a string where it is not JSON ([DONE])."""
-    assert stream == b"" or stream.endswith(b"\n\n")
-    parsed = []
-    for block in stream.split(b"\n\n")[:-1]:
-        assert block.startswith(b"data: ")
-        assert b"\n" not in block
-        payload = block.removeprefix(b"data: ")
-        parsed.append(payload.decode() if payload == b"[DONE]" else json.loads(payload))
-    return parsed
 
 
 def stream(request: CompletionRequest, *batch: Chunk) -> list[Any]:
@@ -463,7 +396,7 @@ def test_a_blocking_answer_is_the_sdks_completion() -> None:
         Choice(index=0, text='one "é"\n', finish_reason="stop"),
         Choice(index=1, text="", finish_reason="length"),
     )
-    body = DIALECT.render(answer(parse(n=2), *choices))
+    body = DIALECT.render(answered(parse(n=2), tuple(choices)))
     assert json.loads(body) == {
         "id": ID,
         "object": "chat.completion",
@@ -490,7 +423,7 @@ def test_a_blocking_answer_is_the_sdks_completion() -> None:
 
 def test_log_probabilities_come_with_each_choice_where_they_are_asked_for() -> None:
     choice = Choice(index=0, text="Hi 😀", finish_reason="stop", logprobs=SCORED)
-    body = DIALECT.render(answer(parse(logprobs=True, top_logprobs=1), choice))
+    body = DIALECT.render(answered(parse(logprobs=True, top_logprobs=1), (choice,)))
     logprobs = SDKCompletion.model_validate_json(body, strict=True).choices[0].logprobs
     assert logprobs is not None
     assert logprobs.refusal is None
@@ -498,7 +431,7 @@ def test_log_probabilities_come_with_each_choice_where_they_are_asked_for() -> N
     assert b"".join(bytes(token.bytes or ()) for token in logprobs.content).decode() == "Hi 😀"
     assert [token.logprob for token in logprobs.content] == [-0.5, -1.0, -2.5]
     assert [len(token.top_logprobs) for token in logprobs.content] == [1, 1, 1]
-    assert json.loads(DIALECT.render(answer(parse(), choice)))["choices"][0]["logprobs"] is None
+    assert json.loads(DIALECT.render(answered(parse(), (choice,))))["choices"][0]["logprobs"] is None
 
 
 def test_an_answer_differs_by_its_log_probabilities_alone_where_they_are_asked_for() -> None:
@@ -507,11 +440,11 @@ def test_an_answer_differs_by_its_log_probabilities_alone_where_they_are_asked_f
         for index, text in enumerate(("Hi 😀", 'Hi "\n', ""))
     ]
     for some in ([], choices[:1], choices):
-        scored = json.loads(DIALECT.render(answer(parse(n=3, logprobs=True), *some)))
+        scored = json.loads(DIALECT.render(answered(parse(n=3, logprobs=True), tuple(some))))
         for choice in scored["choices"]:
             assert [token["logprob"] for token in choice["logprobs"]["content"]] == [-0.5, -1.0, -2.5]
             choice["logprobs"] = None
-        plain = DIALECT.render(answer(parse(n=3), *some))
+        plain = DIALECT.render(answered(parse(n=3), tuple(some)))
         assert json.dumps(scored) == json.dumps(json.loads(plain))  # the order of the keys too
 
 
@@ -573,7 +506,7 @@ def test_streamed_log_probabilities_joined_are_the_blocking_ones(places: list[in
         SDKChunk.model_validate(event, strict=True)
     deltas = [event["choices"][0] for event in rendered]
     choice = Choice(index=0, text="Hi 😀", finish_reason="stop", logprobs=SCORED)
-    (whole,) = json.loads(DIALECT.render(answer(parse(**fields), choice)))["choices"]
+    (whole,) = json.loads(DIALECT.render(answered(parse(**fields), (choice,))))["choices"]
     assert "".join(delta["delta"].get("content", "") for delta in deltas) == whole["message"]["content"]
     assert [
         token for delta in deltas if delta["logprobs"] is not None for token in delta["logprobs"]["content"]
@@ -587,7 +520,7 @@ def test_log_probabilities_nobody_asked_for_are_not_streamed() -> None:
 
 def test_a_completed_stream_ends_with_done() -> None:
     request = parse(stream=True)
-    end = StreamEnd(kind="completed", answer=answer(request))
+    end = StreamEnd(kind="completed", answer=answered(request))
     assert DIALECT.renderer(request).end(end) == b"data: [DONE]\n\n"
 
 
@@ -595,7 +528,7 @@ def test_with_include_usage_every_chunk_has_null_usage_and_a_last_one_has_the_fi
     request = parse(stream=True, logprobs=True, stream_options={"include_usage": True})
     chunks = stream(request, Chunk(0, "a"), Chunk(0, "Hi", "stop", logprobs=SCORED[:1]))
     assert [chunk["usage"] for chunk in chunks] == [None] * 4
-    end = StreamEnd(kind="completed", answer=answer(request))
+    end = StreamEnd(kind="completed", answer=answered(request))
     last, done = events(DIALECT.renderer(request).end(end))
     assert last == {
         "id": ID,
@@ -616,7 +549,7 @@ def test_an_aborted_stream_ends_with_an_error_and_without_done(
     cause: errors.GatewayError | None, code: str
 ) -> None:
     request = parse(stream=True, stream_options={"include_usage": True})
-    end = StreamEnd(kind="aborted", answer=answer(request), error=cause)
+    end = StreamEnd(kind="aborted", answer=answered(request), error=cause)
     (event,) = events(DIALECT.renderer(request).end(end))
     assert event["error"]["code"] == code
 

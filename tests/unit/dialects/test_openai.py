@@ -2,56 +2,31 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from decimal import Decimal
-from typing import Any
 
 import pytest
 from openai.types import Completion as SDKCompletion
 from openai.types import Model as SDKModel
+from tests.support.rendering import SPEC, answered, context, events
 
 from headgate.core import errors
 from headgate.core.accounts import Balance, Principal
 from headgate.core.completion import (
-    Answer,
-    Charge,
     Choice,
     Chunk,
     CompletionRequest,
     FinishReason,
-    ModelAnswer,
     Sampling,
     StreamEnd,
     TokenLogprob,
     Usage,
 )
-from headgate.core.models import ModelSpec
-from headgate.core.money import FemtoUSD, MarginPPM, NanoUSD, rate
 from headgate.dialects.base import Caps, Dialect, RequestContext
 from headgate.dialects.models_view import ModelRow, render_balance, render_model, render_models
 from headgate.dialects.openai import MOST_BIASES, OpenAICompletions
 from headgate.dialects.openai_errors import STATUSES
 from headgate.dialects.openai_wire import CompletionsBody
 
-CONTEXT = RequestContext(
-    principal=Principal(account="acme", key_id="k1"),
-    request_id="req-1",
-    answer_id="7d444840-9dc0-11d1-b245-5ffdce74fad2",
-    stream_id="5" * 32,
-    created=1_700_000_000,
-)
-SPEC = ModelSpec(
-    name="acme-large",
-    provider="acme",
-    upstream_name="mock-model",
-    mode="completion",
-    context_window=8192,
-    max_input_tokens=8000,
-    max_output_tokens=4096,
-    temperature=(0.0, 2.0),
-    input_rate=rate(Decimal("0.50")),
-    cached_rate=rate(Decimal("0.25")),
-    output_rate=rate(Decimal("1.50")),
-)
+CONTEXT = context()
 DIALECT: Dialect[CompletionsBody] = OpenAICompletions(Caps())
 
 
@@ -72,50 +47,6 @@ def refused_by(dialect: Dialect[CompletionsBody], fields: Mapping[str, object]) 
 
 def refused(fields: Mapping[str, object]) -> errors.InvalidRequest:
     return refused_by(DIALECT, fields)
-
-
-def answer(request: CompletionRequest, choices: tuple[Choice, ...] = (), *, cached: int = 0) -> Answer:
-    usage = Usage(prompt_tokens=3, completion_tokens=4, cached_tokens=cached)
-    charge = Charge(
-        model="acme-large",
-        provider="acme",
-        usage=usage,
-        exact_input=FemtoUSD(0),
-        exact_output=FemtoUSD(0),
-        cost=NanoUSD(0),
-        price=NanoUSD(0),
-        margin=MarginPPM(0),
-    )
-    served = ModelAnswer(
-        requested="acme-large",
-        model="acme-large",
-        provider="acme",
-        spec=SPEC,
-        choices=choices,
-        charge=charge,
-        elapsed_s=0.5,
-        created=request.created,
-    )
-    return Answer(
-        request=request,
-        models=(served,),
-        price=NanoUSD(0),
-        balance_before=NanoUSD(0),
-        balance_after=NanoUSD(0),
-        elapsed_s=0.5,
-    )
-
-
-def events(stream: bytes) -> list[Any]:
-    """The data of each event; a string where it is not JSON ([DONE])."""
-    assert stream == b"" or stream.endswith(b"\n\n")
-    parsed = []
-    for block in stream.split(b"\n\n")[:-1]:
-        assert block.startswith(b"data: ")
-        assert b"\n" not in block
-        payload = block.removeprefix(b"data: ")
-        parsed.append(payload.decode() if payload == b"[DONE]" else json.loads(payload))
-    return parsed
 
 
 def tree(kind: type[errors.GatewayError] = errors.GatewayError) -> Iterator[type[errors.GatewayError]]:
@@ -420,7 +351,7 @@ def test_a_blocking_answer_is_the_sdks_completion() -> None:
         Choice(index=0, text='one "é"\n', finish_reason="stop"),
         Choice(index=1, text="two", finish_reason="length"),
     )
-    body = DIALECT.render(answer(request, choices))
+    body = DIALECT.render(answered(request, choices))
     assert json.loads(body) == {
         "id": "cmpl-7d4448409dc011d1b2455ffdce74fad2",
         "object": "text_completion",
@@ -437,7 +368,7 @@ def test_a_blocking_answer_is_the_sdks_completion() -> None:
 
 
 def test_cached_tokens_are_shown_where_there_are_some() -> None:
-    body = DIALECT.render(answer(parse(), (Choice(index=0, text="x", finish_reason="stop"),), cached=2))
+    body = DIALECT.render(answered(parse(), (Choice(index=0, text="x", finish_reason="stop"),), cached=2))
     assert json.loads(body)["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
     usage = SDKCompletion.model_validate_json(body, strict=True).usage
     assert usage is not None
@@ -504,7 +435,7 @@ def test_log_probabilities_come_with_each_choice_in_the_legacy_form() -> None:
         Choice(index=0, text="Hi 😀", finish_reason="stop", logprobs=SCORED),
         Choice(index=1, text="Ho", finish_reason="length", logprobs=()),
     )
-    first, second = json.loads(DIALECT.render(answer(request, choices)))["choices"]
+    first, second = json.loads(DIALECT.render(answered(request, choices)))["choices"]
     assert first["logprobs"] == LEGACY
     empty: list[object] = []
     assert second["logprobs"] == dict.fromkeys(LEGACY, empty)
@@ -512,7 +443,7 @@ def test_log_probabilities_come_with_each_choice_in_the_legacy_form() -> None:
 
 def test_log_probabilities_nobody_asked_for_are_not_shown() -> None:
     choice = Choice(index=0, text="Hi 😀", finish_reason="stop", logprobs=SCORED)
-    assert json.loads(DIALECT.render(answer(parse(), (choice,))))["choices"][0]["logprobs"] is None
+    assert json.loads(DIALECT.render(answered(parse(), (choice,))))["choices"][0]["logprobs"] is None
     (event,) = events(DIALECT.renderer(parse(stream=True)).chunks((Chunk(0, "Hi", logprobs=SCORED[:1]),)))
     assert event["choices"][0]["logprobs"] is None
 
@@ -520,7 +451,7 @@ def test_log_probabilities_nobody_asked_for_are_not_shown() -> None:
 def test_an_answer_with_log_probabilities_is_the_sdks_completion() -> None:
     request = parse(logprobs=1)
     choice = Choice(index=0, text=" 😀", finish_reason="stop", logprobs=SCORED[1:])
-    parsed = SDKCompletion.model_validate_json(DIALECT.render(answer(request, (choice,))), strict=True)
+    parsed = SDKCompletion.model_validate_json(DIALECT.render(answered(request, (choice,))), strict=True)
     logprobs = parsed.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.token_logprobs == [-0.5, -2.5, -0.25]
@@ -533,11 +464,11 @@ def test_an_answer_differs_by_its_log_probabilities_alone_where_they_are_asked_f
         for index, text in enumerate(("Hi 😀", 'Hi "\n', ""))
     )
     for given in ((), choices[:1], choices):
-        scored = json.loads(DIALECT.render(answer(parse(n=3, logprobs=1), given, cached=2)))
+        scored = json.loads(DIALECT.render(answered(parse(n=3, logprobs=1), given, cached=2)))
         for choice in scored["choices"]:
             assert choice["logprobs"]["tokens"] == LEGACY["tokens"]
             choice["logprobs"] = None
-        plain = DIALECT.render(answer(parse(n=3), given, cached=2))
+        plain = DIALECT.render(answered(parse(n=3), given, cached=2))
         assert json.dumps(scored) == json.dumps(json.loads(plain))  # the order of the keys too
 
 
@@ -568,7 +499,7 @@ def test_offsets_of_tokens_that_a_stop_sequence_cut_away_stay_within_the_text() 
     scored = (TokenLogprob(b"ab", -1.0), TokenLogprob(b"END", -1.0), TokenLogprob(b"ING", -1.0))
     request = parse(logprobs=0)
     choice = Choice(index=0, text="ab", finish_reason="stop", logprobs=scored)
-    body = json.loads(DIALECT.render(answer(request, (choice,))))
+    body = json.loads(DIALECT.render(answered(request, (choice,))))
     assert body["choices"][0]["logprobs"]["text_offset"] == [0, 2, 2]
     renderer = DIALECT.renderer(parse(logprobs=0, stream=True))
     (event,) = events(renderer.chunks((Chunk(0, "ab", "stop", logprobs=scored),)))
@@ -588,7 +519,7 @@ def test_a_chunk_of_usage_alone_is_not_sent() -> None:
 
 def test_a_completed_stream_ends_with_done() -> None:
     request = parse(stream=True)
-    end = StreamEnd(kind="completed", answer=answer(request))
+    end = StreamEnd(kind="completed", answer=answered(request))
     assert DIALECT.renderer(request).end(end) == b"data: [DONE]\n\n"
 
 
@@ -597,7 +528,7 @@ def test_with_include_usage_every_chunk_has_null_usage_and_a_last_one_has_the_fi
     renderer = DIALECT.renderer(request)
     chunks = events(renderer.chunks((Chunk(0, "a"), Chunk(0, "", "stop"))))
     assert [chunk["usage"] for chunk in chunks] == [None, None]
-    last, done = events(renderer.end(StreamEnd(kind="completed", answer=answer(request))))
+    last, done = events(renderer.end(StreamEnd(kind="completed", answer=answered(request))))
     assert last["choices"] == []
     assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
     assert last["id"] == chunks[0]["id"]
@@ -620,7 +551,7 @@ def test_an_aborted_stream_ends_with_an_error_and_without_done(
     cause: errors.GatewayError | None, code: str, type_: str
 ) -> None:
     request = parse(stream=True, stream_options={"include_usage": True})
-    end = StreamEnd(kind="aborted", answer=answer(request), error=cause)
+    end = StreamEnd(kind="aborted", answer=answered(request), error=cause)
     (event,) = events(DIALECT.renderer(request).end(end))
     assert (event["error"]["code"], event["error"]["type"]) == (code, type_)
 

@@ -9,6 +9,7 @@ import itertools
 from array import array
 from typing import Any
 
+from headgate.providers.embedded import native
 from headgate.providers.embedded.native import NativeUnavailable, Pointer
 
 KIND = b"lark"
@@ -166,20 +167,7 @@ class Parser:
 
 def library() -> c.CDLL:
     """The library with llguidance's functions declared. NativeUnavailable where it cannot be used."""
-    try:
-        import xllamacpp.xllamacpp  # late: as in native.py
-
-        bound = c.CDLL(xllamacpp.xllamacpp.__file__)
-    except (ImportError, OSError) as error:
-        raise NativeUnavailable("the installed xllamacpp cannot be loaded") from error
-    for name, (result, *arguments) in _FUNCTIONS.items():
-        try:
-            function = getattr(bound, name)
-        except AttributeError as error:
-            raise NativeUnavailable(f"the installed xllamacpp does not offer {name}") from error
-        function.restype = result
-        function.argtypes = arguments
-    return bound
+    return native.bind(_FUNCTIONS)
 
 
 def _vocabulary() -> list[bytes]:

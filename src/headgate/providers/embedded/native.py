@@ -5,6 +5,7 @@ nothing is called before its layout has been recognised by the values that its d
 """
 
 import ctypes as c
+from collections.abc import Mapping
 from typing import Any
 
 Pointer = c.c_void_p
@@ -150,22 +151,32 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
 }
 
 
+Declarations = Mapping[str, tuple[Any, ...]]
+"""By a function's name: its result's type and its arguments' types."""
+
+
 def library() -> c.CDLL:
-    """The library with its functions declared, its layout checked. NativeUnavailable where it cannot be used."""
+    """llama.cpp with its functions declared, its layout checked. NativeUnavailable where it cannot be used."""
+    bound = bind(_FUNCTIONS)
+    _recognise(bound)
+    return bound
+
+
+def bind(functions: Declarations) -> c.CDLL:
+    """xllamacpp's library with these functions declared. NativeUnavailable where it lacks one."""
     try:
         import xllamacpp.xllamacpp  # late: the largest part of the engine's start
 
         bound = c.CDLL(xllamacpp.xllamacpp.__file__)
     except (ImportError, OSError) as error:
         raise NativeUnavailable("the installed xllamacpp cannot be loaded") from error
-    for name, (result, *arguments) in _FUNCTIONS.items():
+    for name, (result, *arguments) in functions.items():
         try:
             function = getattr(bound, name)
         except AttributeError as error:
             raise NativeUnavailable(f"the installed xllamacpp does not offer {name}") from error
         function.restype = result
         function.argtypes = arguments
-    _recognise(bound)
     return bound
 
 
