@@ -1,0 +1,173 @@
+"""One upstream service over HTTP, whatever it speaks: its key, connections, refusals and the frame of its streams."""
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from headgate.config import ProviderSettings
+from headgate.core.completion import Chunk
+from headgate.core.errors import ModelUnavailable, UpstreamError, UpstreamFailed
+from headgate.core.models import ModelSpec
+from headgate.providers.sse_reader import SSEReader
+from headgate.providers.upstream_errors import from_status
+
+if TYPE_CHECKING:
+    from headgate.providers.http import Http, Response
+
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+MAX_ERROR_BYTES = 64 * 1024
+STREAM_ALLOWANCE_BYTES = 1024 * 1024
+MAX_BYTES_PER_TOKEN = 4096
+"""Of a stream, its wrapping included: what usual upstreams send for a token is a tenth of it."""
+
+
+class EventReader(Protocol):
+    """One streamed answer, event by event.
+
+    `ended`: nothing more is to come, and `failure` says what went wrong, if anything did. `whole`: nothing is missing,
+    however the connection ends.
+    """
+
+    ended: bool
+    failure: UpstreamError | None
+
+    @property
+    def whole(self) -> bool: ...
+
+    def take(self, events: Sequence[bytes]) -> list[Chunk]:
+        """The chunks in the data of these events; those before a failure are still given."""
+        ...
+
+    def reported(self) -> list[Chunk]:
+        """The usage that was reported and not given yet; of an answer that broke off it counts too."""
+        ...
+
+    def connection_ended(self) -> None:
+        """The upstream closed the connection; sets `failure` where something is missing."""
+        ...
+
+
+class Upstream:
+    """One service. Without the key that its settings name it is of no use, and `reason` says so.
+
+    `headers` makes the headers that carry the key, None where there is none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: ProviderSettings,
+        api_key: str | None,
+        headers: Callable[[str | None], Mapping[str, str]],
+    ) -> None:
+        self.name = name
+        self.key = api_key.strip() if api_key else None
+        self.reason = _unusable(settings, self.key)
+        self._http = None if self.reason else _connect(name, settings, headers(self.key))
+
+    def unavailable(self, model: ModelSpec) -> str | None:
+        return self.reason or model.broken
+
+    async def answer(self, path: str, body: bytes, on_sent: Callable[[], None]) -> bytes:
+        """The whole JSON of a blocking answer. UpstreamError for everything but a 200."""
+        response = await self._open(path, body, on_sent)
+        try:
+            if response.status != 200:
+                raise await self._refused(response)
+            if not _has_type(response, "application/json"):
+                raise UpstreamFailed(f"The provider {self.name} answered with something that is not JSON.")
+            return await response.read(MAX_ANSWER_BYTES)
+        finally:
+            response.close()
+
+    async def stream(
+        self,
+        path: str,
+        body: bytes,
+        on_sent: Callable[[], None],
+        answer: EventReader,
+        *,
+        most_bytes: int,
+        reader: SSEReader,
+        failed: Callable[[bytes], UpstreamError | None],
+    ) -> AsyncGenerator[Sequence[Chunk], None]:
+        """The chunks of a streamed answer. `failed` reads an error out of a 200 that is JSON instead of a stream."""
+        response = await self._open(path, body, on_sent)
+        try:
+            if response.status != 200:
+                raise await self._refused(response)
+            if not _has_type(response, "text/event-stream"):
+                raise await self._not_a_stream(response, failed)
+            left = most_bytes
+            while not answer.ended:
+                try:
+                    block = await response.block()
+                except UpstreamError:
+                    if not answer.whole:
+                        yield answer.reported()
+                        raise
+                    block = b""  # nothing is missing, so it does not matter how the connection ended
+                left -= len(block)
+                if left < 0:
+                    raise UpstreamFailed(f"The answer of the provider {self.name} is too large.")
+                batch = answer.take(reader.feed(block) if block else reader.last())
+                if not block:
+                    answer.connection_ended()
+                    batch += answer.reported()
+                if batch:
+                    yield batch
+            if answer.failure is not None:
+                raise answer.failure
+            response.finish()
+        finally:
+            response.close()
+
+    async def aclose(self) -> None:
+        if self._http is not None:
+            await self._http.aclose()
+
+    async def _open(self, path: str, body: bytes, on_sent: Callable[[], None]) -> "Response":
+        if self._http is None:
+            raise ModelUnavailable(self.reason or "")
+        return await self._http.open(path, body, on_sent)
+
+    async def _not_a_stream(
+        self, response: "Response", failed: Callable[[bytes], UpstreamError | None]
+    ) -> UpstreamError:
+        error = None
+        if _has_type(response, "application/json"):
+            error = failed(await response.read(MAX_ANSWER_BYTES))
+        return error or UpstreamFailed(f"The provider {self.name} did not answer with a stream.")
+
+    async def _refused(self, response: "Response") -> UpstreamError:
+        try:
+            body = await response.read(MAX_ERROR_BYTES)
+        except UpstreamError:
+            body = b""  # the status alone says enough
+        return from_status(self.name, response.status, response.headers, body, self.key)
+
+
+def _unusable(settings: ProviderSettings, key: str | None) -> str | None:
+    variable = settings.api_key_env
+    if variable and not key:
+        return f"set {variable}"
+    if key and not (key.isascii() and key.isprintable()):
+        return f"set {variable} to a key; it holds characters that no key has"
+    return None
+
+
+def _connect(name: str, settings: ProviderSettings, headers: Mapping[str, str]) -> "Http":
+    # Imported late: an installation without upstreams does without the memory of an HTTP client.
+    from headgate.providers.http import Http
+
+    return Http(
+        name,
+        settings.base_url,
+        headers,
+        timeout_s=settings.timeout_s,
+        total_timeout_s=settings.total_timeout_s,
+        max_concurrency=settings.max_concurrency,
+    )
+
+
+def _has_type(response: "Response", media_type: str) -> bool:
+    return response.headers.get("Content-Type", "").lower().startswith(media_type)
