@@ -86,11 +86,11 @@ class LegacyScores:
         alternatives: dict[str, float] = {}
         # Two tokens may be written alike; the likelier one stands for both.
         for data, logprob in (entry.top or ())[: self._most]:
-            token, value = shown(data), _bounded(logprob)
+            # A generated special token has no text, and stands here without its name too.
+            itself = not own and logprob == entry.logprob
+            token, value = own if itself else shown(data), _bounded(logprob)
             alternatives[token] = max(value, alternatives.get(token, value))
         value = _bounded(entry.logprob)
-        if not own and value in alternatives.values():
-            return alternatives  # a special token, which stands there under its name
         alternatives[own] = max(value, alternatives.get(own, value))
         return alternatives
 

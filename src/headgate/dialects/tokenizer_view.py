@@ -5,7 +5,7 @@ otherwise go under both names.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -44,6 +44,7 @@ class TokenizeBody(Struct, frozen=True, kw_only=True):
     prompt: str | None = None
     content: str | None = None
     text: str | None = None
+    messages: Any = None
     add_special_tokens: bool | None = None
     add_special: bool | None = None
     parse_special: bool | None = None
@@ -107,6 +108,8 @@ def parse_detokenize(body: bytes) -> Detokenize:
 
 
 def _tokenize(wire: TokenizeBody) -> Tokenize:
+    if wire.messages is not None:
+        raise unsupported("messages", "by this version; send text as prompt")
     text = _one_of({"prompt": wire.prompt, "content": wire.content, "text": wire.text})
     if text is None:
         raise InvalidRequest("prompt is required.", param="prompt", allowed="a string")

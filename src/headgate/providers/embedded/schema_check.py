@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:  # late elsewhere
     from headgate.providers.embedded import llguidance
 
-MOST_CPU_S = 2
+MOST_CPU_S = 1
 MOST_MEMORY = 2 * 1024**3
 """Bytes of address space beyond what the loaded library has."""
 
@@ -134,7 +134,7 @@ def _measure(node: object) -> None:
         for name in _REPETITIONS:
             value = node.get(name)
             if isinstance(value, int | float) and value > MOST_REPETITIONS:
-                raise Refused(f"{name} may be {MOST_REPETITIONS}")
+                raise Refused(f"{name} may be at most {MOST_REPETITIONS}")
         properties, required, patterns = (
             node.get("properties"),
             node.get("required"),

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import sys
+from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec import Struct
@@ -19,8 +20,8 @@ from headgate.providers.embedded.remembered import Remembered
 
 MOST_SCHEMA_BYTES = 64 * 1024
 CHECKS_AT_ONCE = 2
-CHECKS_QUEUE = 256
-DEADLINE_S = 3.0
+CHECKS_QUEUE = 16
+DEADLINE_S = 2.0
 REMEMBERED_VERDICTS = 128
 REMEMBERED_BYTES = 4_000_000
 TOO_COMPLICATED = "it is too complicated for the engine"
@@ -40,23 +41,33 @@ class Schemas:
     def __init__(self) -> None:
         self._checking = Admission(CHECKS_AT_ONCE, CHECKS_QUEUE)
         self._verdicts: Remembered[bytes, _Verdict] = Remembered(REMEMBERED_VERDICTS, REMEMBERED_BYTES)
+        # A lock lives as long as somebody checks or waits.
+        self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
     async def grammar(self, schema: bytes) -> str:
         """A grammar of what the JSON schema allows. InvalidRequest for a schema that the engine cannot follow."""
         text = _canonical(schema)
         key = hashlib.sha256(text).digest()
-        verdict = self._verdicts.get(key)
-        if verdict is None:
-            await self._checking.enter()
-            try:
-                # It may have been looked at meanwhile: the choices of a request come together.
-                verdict = self._verdicts.get(key) or await _check(text)
-            finally:
-                self._checking.leave()
-            self._verdicts.put(key, verdict, len(key) + len(verdict.grammar) + len(verdict.error))
+        verdict = self._verdicts.get(key) or await self._checked(key, text)
         if not verdict.grammar:
             raise _refusal(verdict.error or TOO_COMPLICATED)
         return verdict.grammar
+
+    async def _checked(self, key: bytes, text: bytes) -> _Verdict:
+        """One check for all who ask for this schema at the same time; only it takes a place in the queue."""
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        async with lock:
+            verdict = self._verdicts.get(key)
+            if verdict is None:
+                await self._checking.enter()
+                try:
+                    verdict = await _check(text)
+                finally:
+                    self._checking.leave()
+                self._verdicts.put(key, verdict, len(key) + len(verdict.grammar) + len(verdict.error))
+        return verdict
 
 
 def _canonical(schema: bytes) -> bytes:
@@ -69,7 +80,8 @@ def _canonical(schema: bytes) -> bytes:
         raise _refusal("it is not JSON") from error
     if len(text) > MOST_SCHEMA_BYTES:
         raise _refusal(
-            f"it has {len(text)} bytes", allowed=f"at most {MOST_SCHEMA_BYTES} bytes, blanks not counted"
+            f"it has {len(text)} bytes, and may have {MOST_SCHEMA_BYTES}",
+            allowed=f"at most {MOST_SCHEMA_BYTES} bytes, blanks not counted",
         )
     return text
 
@@ -100,9 +112,11 @@ async def _check(schema: bytes) -> _Verdict:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
         said, _ = await saying
-    if late or (process.returncode or 0) < 0:
-        # Killed, by us or by a limit it set itself; or it broke on the schema.
-        raise _refusal(TOO_COMPLICATED)
+    if late:
+        raise _refusal(TOO_COMPLICATED)  # not a verdict: the machine may have been busy
+    if (process.returncode or 0) < 0:
+        # It came to a limit that it set itself, or broke on the schema.
+        return _Verdict(error=TOO_COMPLICATED)
     try:
         return msgspec.json.decode(said, type=_Verdict)
     except msgspec.MsgspecError as error:

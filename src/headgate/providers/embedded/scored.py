@@ -5,6 +5,7 @@ for all its tokens and has the id and the scores of the last one. The others are
 words and the length limit are watched here: the engine would not tell the bytes of what it holds back or cuts off.
 """
 
+import codecs
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -68,6 +69,7 @@ class ScoredGeneration:
         self._again = again
         self._text = opened
         self._ahead = len(opened)
+        self._opened = bool(opened)
         self._entries: list[TokenLogprob] = []
         self._finish: FinishReason | None = None
 
@@ -195,7 +197,7 @@ class ScoredGeneration:
         """What can be sent: whole tokens and whole characters in which no stop word may have begun."""
         if self.ended or not self._text:
             return None
-        if not self._stops:
+        if not self._stops and not (self._opened and _open(self._text)):
             count, size = len(self._entries), len(self._text)
         else:
             count, size = self._safe()
@@ -214,9 +216,12 @@ class ScoredGeneration:
         return chunk
 
     def _safe(self) -> tuple[int, int]:
-        """How many entries, and how many bytes, end before a stop word may have begun."""
+        """How many entries, and how many bytes, end before a stop word may have begun or a character is open."""
         text = self._text
-        free = len(text) - max(_overlap(text, stop) for stop in self._stops)
+        held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        if self._opened:
+            held = max(held, _open(text))
+        free = len(text) - held
         safe = (0, 0)
         end = self._ahead
         for index, entry in enumerate(self._entries):
@@ -236,6 +241,13 @@ class ScoredGeneration:
                 del self._entries[index:]
                 return
             begin += len(entry.data)
+
+
+def _open(text: bytes) -> int:
+    """How many bytes at the end of the text begin a character without completing it."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(text)
+    return len(decoder.getstate()[0])
 
 
 def _first(stops: Sequence[bytes], text: bytes) -> int | None:

@@ -351,6 +351,24 @@ async def test_tokens_that_nobody_tells_are_found_by_generating_them_once_more(
     assert "".join(chunk.text for chunk in chunks).replace("\ufffd", "") == told
 
 
+@pytest.mark.parametrize("stop", [(), ("x",), ("ж",)])
+@pytest.mark.parametrize("logprobs", [None, 0])
+async def test_several_tokens_may_complete_a_character_that_the_prompt_began(
+    start_provider: StartProvider, build_job: BuildJob, logprobs: int | None, stop: tuple[str, ...]
+) -> None:
+    provider = await start_provider()
+    again = QUARTERS[1]
+    job = build_job(
+        (HALF, QUARTERS[0]), echo=True, logprobs=logprobs, max_tokens=2, temperature=0.0,
+        logit_bias=((again, 100.0),), stop=stop,
+    )  # fmt: skip
+    chunks = await chunks_of(provider, job)
+    assert "".join(chunk.text for chunk in chunks) == b"\xf0\x9f\x98\x98".decode()
+    assert usage_of(chunks).completion_tokens == 2
+    if logprobs is not None:
+        assert [entry.data for entry in entries_of(chunks)] == [b"\xf0", b"\x9f", b"\x98", b"\x98"]
+
+
 async def test_a_character_begun_by_the_prompt_is_completed_by_the_answer(
     start_provider: StartProvider, build_job: BuildJob
 ) -> None:
