@@ -48,10 +48,12 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def open_site(toml: Callable[[str], str], folder: Path) -> AsyncIterator[Site]:
-    """`toml` makes the configuration from the upstream's base URL."""
+async def open_site(
+    toml: Callable[[str], str], folder: Path, speaks: type[Upstream] = Upstream
+) -> AsyncIterator[Site]:
+    """`toml` makes the configuration from the upstream's base URL; `speaks` says what the upstream speaks."""
     async with AsyncExitStack() as stack:
-        up = await stack.enter_async_context(Upstream())
+        up = await stack.enter_async_context(speaks())
         server = Server(toml(up.url), folder=folder)
         await server.start()
         stack.push_async_callback(server.stop)

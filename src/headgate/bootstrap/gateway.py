@@ -3,18 +3,20 @@
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import MappingProxyType
 
 import structlog
 
 from headgate.bootstrap.token_keys import load_tokens
-from headgate.config import Settings, check_apps, demo_model_path, model_spec
+from headgate.config import ProviderSettings, Settings, check_apps, demo_model_path, model_spec
 from headgate.core.errors import LedgerUnavailable
 from headgate.core.models import Catalog, ModelSpec
 from headgate.core.ports import Clock, Provider
+from headgate.providers.anthropic import Anthropic
+from headgate.providers.cohere import Cohere
 from headgate.providers.embedded.provider import EmbeddedProvider
 from headgate.providers.embedded.spec import spec_for
 from headgate.providers.openai_compatible import OpenAICompatible
-from headgate.providers.unbuilt import Unbuilt
 from headgate.service.billing import Billing
 from headgate.service.complete import Completions
 from headgate.service.gateway import EngineStatus, Gateway
@@ -32,6 +34,11 @@ from headgate.stores.ledger import SqliteLedger
 from headgate.stores.lock import folder_lock
 
 ENGINE_START_SECONDS = 30.0
+UPSTREAMS: Mapping[str, Callable[[str, ProviderSettings, str | None], Provider]] = MappingProxyType(
+    {"openai": OpenAICompatible, "anthropic": Anthropic, "cohere": Cohere}
+)
+"""Providers by their kind in the settings."""
+
 
 log = structlog.get_logger("headgate.bootstrap")
 
@@ -60,12 +67,7 @@ def make_providers(settings: Settings, specs: Sequence[ModelSpec]) -> dict[str, 
     """One provider per row of [providers], and the embedded one. Nothing is started or connected yet."""
     providers: dict[str, Provider] = {"embedded": EmbeddedProvider(specs, settings.embedded)}
     for name, row in settings.providers.items():
-        if row.kind == "openai":
-            providers[name] = OpenAICompatible(name, row, settings.key(row.api_key_env))
-        else:
-            providers[name] = Unbuilt(
-                name, f"providers of kind {row.kind!r} are not supported by this version"
-            )
+        providers[name] = UPSTREAMS[row.kind](name, row, settings.key(row.api_key_env))
     return providers
 
 

@@ -7,7 +7,6 @@ from typing import get_args
 
 from headgate.config.settings import (
     ACCOUNT_NAME,
-    BUILT_KINDS,
     MODEL_NAME,
     AppSettings,
     BillingSettings,
@@ -18,6 +17,7 @@ from headgate.config.settings import (
     LimitSettings,
     Margins,
     ModelSettings,
+    ProviderKind,
     ProviderSettings,
     ServerSettings,
     Settings,
@@ -114,10 +114,6 @@ class Checks:
         key = f"providers.{name}"
         if not MODEL_NAME.fullmatch(name):
             raise self.fail(key, "a provider's name is letters, digits and . _ : -")
-        if provider.kind not in BUILT_KINDS:
-            raise self.fail(
-                f"{key}.kind", f"{provider.kind!r} is not supported by this version; use 'openai'"
-            )
         if provider.kind == "embedded" or name == "embedded":
             raise self.fail(
                 f"{key}.kind", "the embedded provider is built in; add rows to [[models]] instead"
@@ -128,6 +124,15 @@ class Checks:
             raise self.fail(f"{key}.timeout_s", "must be greater than 0 and at most total_timeout_s")
         if provider.max_concurrency < 1:
             raise self.fail(f"{key}.max_concurrency", "must be at least 1")
+
+    def _can(self, key: str, row: ModelSettings, kind: ProviderKind) -> None:
+        """What an upstream of this kind offers at all."""
+        if kind == "openai":
+            return
+        if row.mode not in (None, "chat"):
+            raise self.fail(f"{key}.mode", f"models of {kind!r} providers chat; it can only be 'chat'")
+        if row.logprobs:
+            raise self.fail(f"{key}.logprobs", f"{kind!r} providers give no log probabilities")
 
     def model(self, key: str, row: ModelSettings, providers: Mapping[str, ProviderSettings]) -> None:
         for name in (row.name, *row.aliases):
@@ -140,6 +145,8 @@ class Checks:
             raise self.fail(f"{key}.path", "an embedded model needs the path of its GGUF file")
         if row.provider != "embedded" and row.path is not None:
             raise self.fail(f"{key}.path", "only embedded models have a path")
+        if row.provider != "embedded":
+            self._can(key, row, providers[row.provider].kind)
         if row.fallbacks:
             raise self.fail(f"{key}.fallbacks", "fallbacks are not supported by this version")
         if row.vision:

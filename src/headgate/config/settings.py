@@ -17,7 +17,6 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 ProviderKind = Literal["openai", "anthropic", "cohere", "embedded"]
 Algorithm = Literal["HS256", "RS256", "ES256"]
 Precision = Literal["auto", "stored", "float32"]
-BUILT_KINDS = ("openai", "embedded")
 
 
 class ConfigError(Exception):

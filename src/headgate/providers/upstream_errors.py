@@ -75,7 +75,8 @@ def from_report(provider: str, reported: object, key: str | None) -> UpstreamErr
 def _status(error: _Reported) -> int:
     code = error.code
     if isinstance(code, str):
-        code = int(code) if code.isascii() and code.isdigit() else STATUS_OF_CODE.get(code)
+        is_status = len(code) == 3 and code.isascii() and code.isdigit()
+        code = int(code) if is_status else STATUS_OF_CODE.get(code)
     if code is None:
         code = STATUS_OF_CODE.get(error.type or "")
     return code if code is not None and 400 <= code <= 599 else 500
@@ -88,7 +89,7 @@ def _error(provider: str, status: int, words: str | None, retry_after: int, key:
             return UpstreamRejected(
                 _safe(words, key) or f"The provider {provider} rejects this request.", status=status
             )
-        case 401 | 402 | 403:
+        case 401 | 402 | 403 | 498:  # 498: a key that has expired, at Cohere
             error = UpstreamAuth(f"The provider {provider} refuses this gateway's own key or account.")
         case 429:
             error = UpstreamRateLimited(

@@ -12,9 +12,10 @@ from headgate.config import ConfigError, Settings, load
 from headgate.core.accounts import Hold, UsageRow
 from headgate.core.errors import LedgerUnavailable
 from headgate.core.money import NanoUSD
+from headgate.providers.anthropic import Anthropic
+from headgate.providers.cohere import Cohere
 from headgate.providers.fake import Fake
 from headgate.providers.openai_compatible import OpenAICompatible
-from headgate.providers.unbuilt import Unbuilt
 from headgate.stores.database import DATABASE_NAME, open_database
 
 TOML = """
@@ -56,13 +57,18 @@ def test_an_empty_key_counts_as_none_and_a_real_one_brings_a_model_to_life(tmp_p
     assert reason(ACME_KEY="key") is None
 
 
-def test_kinds_that_are_not_built_yet_are_there_and_say_so(tmp_path: Path) -> None:
+def test_each_kind_of_upstream_is_there_and_waits_for_its_key(tmp_path: Path) -> None:
     given = settings(tmp_path, ANTHROPIC_API_KEY="key")
     providers = make_providers(given, model_specs(given))
     assert isinstance(providers["acme"], OpenAICompatible)
-    assert isinstance(providers["anthropic"], Unbuilt)
-    claude = next(spec for spec in model_specs(given) if spec.provider == "anthropic")
-    assert "not supported" in str(providers["anthropic"].unavailable(claude))
+    assert isinstance(providers["anthropic"], Anthropic)
+    assert isinstance(providers["cohere"], Cohere)
+    reasons = {
+        spec.provider: providers[spec.provider].unavailable(spec)
+        for spec in model_specs(given)
+        if spec.provider in ("anthropic", "cohere")
+    }
+    assert reasons == {"anthropic": None, "cohere": "set COHERE_API_KEY"}
 
 
 async def test_an_open_gateway_serves_and_has_the_folder_to_itself(tmp_path: Path) -> None:

@@ -325,7 +325,6 @@ BAD = [
     ("[embedded]\nmax_queue = -1\n", "embedded.max_queue", "0 to 100000"),
     ("[log]\nlevel = 'loud'\n", "log.level", "loud"),
     # providers
-    (PROVIDER.replace("openai", "anthropic"), "providers.acme.kind", "not supported by this version"),
     (PROVIDER.replace('"openai"', '"embedded"'), "providers.acme.kind", "built in"),
     (PROVIDER.replace("providers.acme", "providers.embedded"), "providers.embedded.kind", "built in"),
     (PROVIDER.replace("http://127.0.0.1:9/v1", "ftp://x"), "providers.acme.base_url", "http://"),
@@ -343,6 +342,8 @@ BAD = [
     ("[[models]]\nname = 'mine'\nprovider = 'embedded'\n", "models[0].path", "needs the path"),
     (with_model("fallbacks = ['demo']"), "models[0].fallbacks", "not supported by this version"),
     (with_model("vision = true"), "models[0].vision", "not supported by this version"),
+    (with_model("mode = 'both'").replace("openai", "anthropic"), "models[0].mode", "only be 'chat'"),
+    (with_model("logprobs = true").replace("openai", "cohere"), "models[0].logprobs", "no log probabilities"),
     (with_model("temperature = [1, 0]"), "models[0].temperature", "low <= high"),
     (with_model("temperature = [-1, 0]"), "models[0].temperature", "0 <= low"),
     (with_model("temperature = [nan, 1]"), "models[0].temperature", "low"),

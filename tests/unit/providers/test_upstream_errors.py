@@ -62,3 +62,8 @@ def test_the_words_of_a_rejection_are_found(body: bytes, message: str) -> None:
 def test_a_rejection_without_readable_words_still_says_something(body: bytes) -> None:
     error = from_status("acme", 413, {}, body, None)
     assert (error.status, error.message) == (413, "The provider acme rejects this request.")
+
+
+def test_a_code_of_any_length_is_only_a_code() -> None:
+    assert type(from_report("acme", {"code": "9" * 5000}, None)) is UpstreamFailed
+    assert type(from_report("acme", {"code": "429"}, None)) is UpstreamRateLimited

@@ -1,0 +1,144 @@
+"""Anthropic's Messages API, or any upstream that speaks it.
+
+It chats and nothing else: what it has no words for is refused by name before anything is asked of it.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+
+import msgspec
+
+from headgate.config import ProviderSettings
+from headgate.core.completion import Choice, Chunk, Completion, Job
+from headgate.core.errors import InvalidRequest, UpstreamError, UpstreamFailed
+from headgate.core.models import ModelSpec
+from headgate.core.ports import Tokenizer
+from headgate.providers import anthropic_wire as wire
+from headgate.providers.anthropic_stream import StreamedMessage
+from headgate.providers.sse_reader import SSEReader
+from headgate.providers.upstream import MAX_BYTES_PER_TOKEN, STREAM_ALLOWANCE_BYTES, Upstream
+
+VERSION = "2023-06-01"
+"""The one that has temperature and top_p, for models that still take them; later ones refuse both."""
+PATH = "/messages"
+
+
+class Anthropic:
+    """One upstream service. Without the key that its settings name, its models are unavailable.
+
+    `api_key` is the value of `settings.api_key_env`, None where that variable is not set. `settings.base_url` ends
+    with the API's version, as in https://host/v1.
+    """
+
+    stream_only = False
+    tokenizer: Tokenizer | None = None
+
+    def __init__(self, name: str, settings: ProviderSettings, api_key: str | None) -> None:
+        self.name = name
+        self._upstream = Upstream(name, settings, api_key, _headers)
+        self._encode = msgspec.json.Encoder().encode
+        self._decode = msgspec.json.Decoder(wire.Answer).decode
+
+    def unavailable(self, model: ModelSpec) -> str | None:
+        return self._upstream.unavailable(model)
+
+    async def count_prompt(self, job: Job) -> int | None:
+        """None: the upstream keeps its tokenizer to itself. InvalidRequest for all that it cannot do."""
+        if job.shape != "chat":
+            raise InvalidRequest(
+                f"The model {job.model.name} only chats and cannot complete text as it stands; "
+                'its row in the catalogue needs mode = "chat".',
+                param="model",
+                code="unsupported_parameter",
+            )
+        param = _impossible(job)
+        if param is not None:
+            what = "token ids as prompt" if param == "prompt" else param
+            raise InvalidRequest(
+                f"The model {job.model.name} is spoken to in Anthropic's Messages format, which has no {what}.",
+                param=param,
+                code="unsupported_parameter",
+            )
+        if not all(stop.strip() for stop in job.sampling.stop):
+            raise InvalidRequest(
+                f"stop must not hold a sequence of nothing but blanks: the model {job.model.name} refuses those.",
+                param="stop",
+                allowed="sequences with a character that is no blank",
+            )
+        wire.conversation(job)
+        return None
+
+    async def complete(self, job: Job, on_sent: Callable[[], None]) -> Completion:
+        preface = job.prompt if job.echo and isinstance(job.prompt, str) else ""
+        if not job.max_tokens:
+            # Where nothing is to be generated there is nothing to ask for.
+            return Completion(choices=(Choice(index=0, text=preface, finish_reason="length"),))
+        answer = self._decoded(await self._upstream.answer(PATH, self._body(job), on_sent))
+        if answer.error is not None:
+            raise wire.failure(self.name, answer.error, self._upstream.key)
+        if answer.content is None:
+            raise UpstreamFailed(f"The provider {self.name} gave no answer.")
+        text = "".join(block.text or "" for block in answer.content if block.type == "text")
+        finish = wire.finish_reason(answer.stop_reason)
+        return Completion(
+            choices=(Choice(index=0, text=preface + text, finish_reason=finish),),
+            usage=wire.usage_of(wire.merged(wire.Counts(), answer.usage)),
+        )
+
+    async def stream(self, job: Job, on_sent: Callable[[], None]) -> AsyncGenerator[Sequence[Chunk], None]:
+        if not job.max_tokens:
+            [choice] = (await self.complete(job, on_sent)).choices
+            echoed = [Chunk(0, choice.text, tokens=0, echoed=True)] if choice.text else []
+            yield [*echoed, Chunk(0, "", choice.finish_reason)]
+            return
+        batches = self._upstream.stream(
+            PATH,
+            self._body(job, stream=True),
+            on_sent,
+            StreamedMessage(self.name, job, self._upstream.key),
+            most_bytes=STREAM_ALLOWANCE_BYTES + job.max_tokens * MAX_BYTES_PER_TOKEN,
+            reader=SSEReader(),
+            failed=self._failed,
+        )
+        async with aclosing(batches):
+            async for batch in batches:
+                yield batch
+
+    async def aclose(self) -> None:
+        await self._upstream.aclose()
+
+    def _body(self, job: Job, *, stream: bool = False) -> bytes:
+        return self._encode(wire.call(job, stream=stream))
+
+    def _failed(self, body: bytes) -> UpstreamError | None:
+        reported = self._decoded(body).error
+        return None if reported is None else wire.failure(self.name, reported, self._upstream.key)
+
+    def _decoded(self, body: bytes) -> wire.Answer:
+        try:
+            return self._decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise UpstreamFailed(f"The provider {self.name} sent an answer that cannot be read.") from error
+
+
+def _impossible(job: Job) -> str | None:
+    """The parameter of the job that the format has no words for, if there is one."""
+    sampling = job.sampling
+    asked = {
+        "logprobs": job.logprobs is not None,
+        "best_of": job.best_of is not None,
+        "n": job.n > 1,
+        "suffix": bool(job.suffix),
+        "prompt": isinstance(job.prompt, tuple),
+        "echo": job.echo and job.prompt is None,
+        "response_format": job.response_format is not None,
+        "logit_bias": bool(sampling.logit_bias),
+        "seed": sampling.seed is not None,
+        "presence_penalty": bool(sampling.presence_penalty),
+        "frequency_penalty": bool(sampling.frequency_penalty),
+    }
+    return next((param for param, is_asked in asked.items() if is_asked), None)
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"anthropic-version": VERSION} | ({"x-api-key": key} if key else {})

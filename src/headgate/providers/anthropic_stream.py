@@ -1,0 +1,184 @@
+"""One streamed answer in Anthropic's format, event by event, and whether it came to a proper end.
+
+This is the hot path of every stream: one event is one decode and at most one Chunk.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from headgate.core.completion import Chunk, Job, Usage
+from headgate.core.errors import UpstreamError, UpstreamFailed
+from headgate.providers.anthropic_wire import (
+    Counts,
+    Event,
+    Kind,
+    failure,
+    finish_reason,
+    merged,
+    usage_of,
+)
+
+BYTES_PER_TOKEN = 4
+_KNOWN = frozenset(
+    {
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+        "error",
+    }
+)
+_decode = msgspec.json.Decoder(Event).decode
+_decode_kind = msgspec.json.Decoder(Kind).decode
+
+
+class StreamedMessage:
+    """The one choice of a stream, and its usage: input is reported at the start, output so far every now and then.
+
+    `ended` is True when nothing more is to come, `failure` then says what went wrong, if anything did. Chunks
+    that came before a failure are still given. An echoed prompt is put first here: the format cannot echo.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_counts",
+        "_finished",
+        "_given",
+        "_job",
+        "_key",
+        "_preface",
+        "_provider",
+        "_uncounted",
+        "ended",
+        "failure",
+    )
+
+    def __init__(self, provider: str, job: Job, key: str | None) -> None:
+        self.ended = False
+        self.failure: UpstreamError | None = None
+        self._provider = provider
+        self._job = job
+        self._key = key
+        self._preface = job.prompt if job.echo and isinstance(job.prompt, str) else ""
+        self._begun = False
+        self._finished = False
+        self._counts: Counts | None = Counts()
+        self._uncounted = 0
+        self._given = False
+
+    @property
+    def whole(self) -> bool:
+        """True once there was a reason to stop."""
+        return self._finished
+
+    def take(self, events: Sequence[bytes]) -> list[Chunk]:
+        """The chunks in these events. The usage comes with the end."""
+        batch: list[Chunk] = []
+        try:
+            for data in events:
+                event = self._read(data)
+                if event is not None:
+                    self._add(event, batch)
+                if self.ended:
+                    break
+        except UpstreamError as error:
+            self._fail(error)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self._fail(UpstreamFailed(f"The provider {self._provider} sent an event that cannot be read."))
+        if self.ended:
+            batch += self.reported()
+        return batch
+
+    def reported(self) -> list[Chunk]:
+        """The usage that was reported and not given yet; of an answer that broke off it counts too.
+
+        Text that came after the last report of output is estimated: what was reported before it says nothing of it.
+        """
+        usage = None if self._given else usage_of(self._counts)
+        self._given = True
+        if usage is None:
+            return []
+        if self._uncounted:
+            most = max(self._job.max_tokens, usage.completion_tokens)
+            guessed = usage.completion_tokens - (-self._uncounted // BYTES_PER_TOKEN)
+            usage = Usage(
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=min(guessed, most),
+                cached_tokens=usage.cached_tokens,
+                source="estimate",
+            )
+        return [Chunk(-1, usage=usage)]
+
+    def connection_ended(self) -> None:
+        """Without `message_stop`: that will do after a reason to stop, and not otherwise."""
+        if not self.ended:
+            self.ended = True
+            if not self._finished:
+                self.failure = UpstreamFailed(f"The provider {self._provider} ended its answer too early.")
+
+    def _read(self, data: bytes) -> Event | None:
+        """None for an event of a kind that was invented after this was written, whatever it holds."""
+        try:
+            return _decode(data)
+        except msgspec.ValidationError:
+            if _decode_kind(data).type in _KNOWN:
+                raise
+            return None
+
+    def _add(self, event: Event, batch: list[Chunk]) -> None:
+        if event.error is not None or event.type == "error":
+            raise failure(self._provider, event.error, self._key)
+        match event.type:
+            case "content_block_delta":
+                delta = event.delta
+                if delta is not None and delta.type == "text_delta" and delta.text:
+                    self._say(delta.text, batch)
+            case "content_block_start":
+                self._begun = True
+                block = event.content_block
+                if block is not None and block.type == "text" and block.text:
+                    self._say(block.text, batch)
+            case "message_start":
+                self._begun = True
+                if event.message is not None:
+                    self._counts = merged(self._counts, event.message.usage)
+            case "message_delta":
+                counts = self._counts = merged(self._counts, event.usage)
+                if event.usage is not None and counts is not None and counts.output_tokens is not None:
+                    self._uncounted = 0
+                if event.delta is not None and event.delta.stop_reason is not None:
+                    self._finish(event.delta.stop_reason, batch)
+            case "message_stop":
+                if not self._begun:
+                    raise UpstreamFailed(f"The provider {self._provider} ended an answer that never began.")
+                # Some upstreams give no reason; a proper end is a stop.
+                self._finish(None, batch)
+                self.ended = True
+
+    def _say(self, text: str, batch: list[Chunk]) -> None:
+        if self._finished:
+            raise UpstreamFailed(f"The provider {self._provider} went on after the end of its answer.")
+        if self._preface:
+            self._echo(batch)
+        self._begun = True
+        self._uncounted += len(text.encode())
+        batch.append(Chunk(0, text))
+
+    def _finish(self, reason: str | None, batch: list[Chunk]) -> None:
+        if self._finished:
+            return
+        if self._preface:
+            self._echo(batch)
+        self._begun = self._finished = True
+        batch.append(Chunk(0, "", finish_reason(reason)))
+
+    def _echo(self, batch: list[Chunk]) -> None:
+        batch.append(Chunk(0, self._preface, tokens=0, echoed=True))
+        self._preface = ""
+
+    def _fail(self, error: UpstreamError) -> None:
+        self.ended = True
+        self.failure = error
