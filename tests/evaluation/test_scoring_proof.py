@@ -110,9 +110,9 @@ def assert_alternatives_agree(
     """The alternatives are the likeliest tokens, and the one that stands there where it is none of them."""
     order = np.argsort(-row)
     if token in vocabulary.special and "" in alternatives:
-        # A special token that was generated has no text; among the alternatives it has its name as well.
-        assert alternatives[""] == pytest.approx(row[token], abs=TOLERANCE)
-        alternatives = {name: value for name, value in alternatives.items() if name}
+        # A special token that was generated has no text, and stands among the alternatives without its name.
+        assert vocabulary.shown(token) not in alternatives
+        alternatives = {name or vocabulary.shown(token): value for name, value in alternatives.items()}
     values = sorted(alternatives.values(), reverse=True)
     assert values[:TOP] == pytest.approx(row[order[:TOP]].tolist(), abs=TOLERANCE)
     assert values[TOP:] == pytest.approx([row[token]] * (len(values) - TOP), abs=TOLERANCE)
