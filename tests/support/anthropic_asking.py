@@ -1,6 +1,6 @@
 """Ways to ask an upstream of Anthropic's kind through its provider, and through the official client."""
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -64,8 +64,13 @@ def chat(upstream_name: str = "plain", **fields: Any) -> Job:
     return job(upstream_name, shape="chat", **fields)
 
 
+def told(chunks: Iterable[Chunk]) -> list[Chunk]:
+    """All but the input's count at the beginning, which the end repeats."""
+    return [chunk for chunk in chunks if chunk.usage is None or chunk.usage.final]
+
+
 async def streamed(provider: Anthropic, asked: Job) -> list[Chunk]:
-    return [chunk async for batch in provider.stream(asked, nothing) for chunk in batch]
+    return told([chunk async for batch in provider.stream(asked, nothing) for chunk in batch])
 
 
 async def before_failure(
@@ -75,7 +80,7 @@ async def before_failure(
     with pytest.raises(failure) as raised:
         async for batch in provider.stream(asked, nothing):
             chunks += batch
-    return chunks, raised.value
+    return told(chunks), raised.value
 
 
 def text(chunks: list[Chunk]) -> str:

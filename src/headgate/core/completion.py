@@ -125,12 +125,13 @@ class Job(Struct, frozen=True, kw_only=True):
 
 
 class Usage(Struct, frozen=True, kw_only=True, gc=False):
-    """Token counts. `prompt_tokens` includes `cached_tokens`."""
+    """Token counts. `prompt_tokens` includes `cached_tokens`. Not `final`: the output is not counted yet."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     source: UsageSource = "provider"
+    final: bool = True
 
     @property
     def total_tokens(self) -> int:

@@ -87,7 +87,12 @@ class StreamedMessage:
         except UpstreamError as error:
             self._fail(error)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            self._fail(UpstreamFailed(f"The provider {self._provider} sent an event that cannot be read."))
+            if self._finished:
+                self.ended = True  # nothing is missing
+            else:
+                self._fail(
+                    UpstreamFailed(f"The provider {self._provider} sent an event that cannot be read.")
+                )
         if self.ended:
             batch += self.reported()
         return batch
@@ -145,6 +150,7 @@ class StreamedMessage:
                 self._begun = True
                 if event.message is not None:
                     self._counts = merged(self._counts, event.message.usage)
+                    self._tell_input(batch)
             case "message_delta":
                 counts = self._counts = merged(self._counts, event.usage)
                 if event.usage is not None and counts is not None and counts.output_tokens is not None:
@@ -157,6 +163,12 @@ class StreamedMessage:
                 # Some upstreams give no reason; a proper end is a stop.
                 self._finish(None, batch)
                 self.ended = True
+
+    def _tell_input(self, batch: list[Chunk]) -> None:
+        """What the prompt came to is known from now on, should the client leave before the end."""
+        usage = usage_of(self._counts)
+        if usage is not None:
+            batch.append(Chunk(-1, usage=msgspec.structs.replace(usage, final=False)))
 
     def _say(self, text: str, batch: list[Chunk]) -> None:
         if self._finished:

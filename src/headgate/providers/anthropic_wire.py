@@ -129,7 +129,8 @@ def call(job: Job, *, stream: bool) -> Call:
         messages=turns,
         system=system,
         temperature=sampling.temperature,
-        top_p=sampling.top_p,
+        # Some models refuse the two together; 1 changes nothing.
+        top_p=None if sampling.top_p == 1 else sampling.top_p,
         stop_sequences=sampling.stop or None,
         stream=True if stream else None,
     )
@@ -141,7 +142,7 @@ def conversation(job: Job) -> tuple[str | None, tuple[Message, ...]]:
     The format knows one system prompt and nobody speaking twice: what belongs together is joined by blank lines. A
     prompt is one user message.
     """
-    if not job.messages:
+    if job.messages is None:
         prompt = job.prompt if isinstance(job.prompt, str) else ""
         if not prompt.strip():
             raise _empty("prompt")

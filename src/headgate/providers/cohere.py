@@ -117,11 +117,11 @@ def _refusal(job: Job) -> InvalidRequest | None:
             code="unsupported_parameter",
             allowed=allowed,
         )
-    if not any(message.role == "user" for message in wire.messages_of(job)):
+    if not any(message.role == "user" and message.content.strip() for message in wire.messages_of(job)):
         return InvalidRequest(
-            f"The model {job.model.name} needs at least one user message.",
-            param="messages",
-            allowed="at least one message whose role is user",
+            f"The model {job.model.name} needs at least one user message that is not empty.",
+            param="prompt" if job.messages is None else "messages",
+            allowed="at least one message whose role is user, with text",
         )
     return None
 

@@ -107,9 +107,14 @@ class Upstream:
                         raise
                     block = b""  # nothing is missing, so it does not matter how the connection ended
                 left -= len(block)
-                if left < 0:
-                    raise UpstreamFailed(f"The answer of the provider {self.name} is too large.")
-                batch = answer.take(reader.feed(block) if block else reader.last())
+                try:
+                    if left < 0:
+                        raise UpstreamFailed(f"The answer of the provider {self.name} is too large.")
+                    events = reader.feed(block) if block else reader.last()
+                except UpstreamFailed:
+                    yield answer.reported()
+                    raise
+                batch = answer.take(events)
                 if not block:
                     answer.connection_ended()
                     batch += answer.reported()

@@ -4,6 +4,7 @@ Only where the upstream says that the request is wrong does the client read its 
 """
 
 import math
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -21,6 +22,9 @@ from headgate.core.errors import (
 
 MAX_MESSAGE = 500
 MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1, 120
+
+_OUR_ACCOUNT = re.compile(r"credit balance|plans & billing|organization has been disabled", re.IGNORECASE)
+"""Words of a 400 that speak of our account, not of the request (Anthropic's): clients do not read them."""
 
 STATUS_OF_CODE = {
     "invalid_request_error": 400,
@@ -85,6 +89,8 @@ def _status(error: _Reported) -> int:
 def _error(provider: str, status: int, words: str | None, retry_after: int, key: str | None) -> UpstreamError:
     error: UpstreamError
     match status:
+        case 400 if words and _OUR_ACCOUNT.search(words):
+            error = UpstreamAuth(f"The provider {provider} refuses this gateway's own key or account.")
         case 400 | 413 | 422:
             return UpstreamRejected(
                 _safe(words, key) or f"The provider {provider} rejects this request.", status=status

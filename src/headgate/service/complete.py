@@ -177,6 +177,9 @@ class Completions:
 
     async def _hand_on(self, batch: Sequence[Chunk], meter: JobMeter, running: Running) -> None:
         meter.add(batch)
+        if batch and (batch[0].index < 0 or batch[-1].index < 0):
+            # Usage is for the meter: it must not be what opens the client's stream.
+            batch = [chunk for chunk in batch if chunk.index >= 0]
         if running.first_output_at is None and batch:
             running.first_output_at = self._clock.monotonic()
         if isinstance(running, RunningStream):

@@ -118,15 +118,18 @@ class JobMeter:
 
     def usage(self) -> Usage:
         counts_prompt = self.planned.job.counts_prompt
-        if self._usage is not None:
+        reported = self._usage
+        if reported is not None and reported.final:
             if counts_prompt:
-                return self._usage
+                return reported
             return Usage(
-                prompt_tokens=0, completion_tokens=self._usage.completion_tokens, source=self._usage.source
+                prompt_tokens=0, completion_tokens=reported.completion_tokens, source=reported.source
             )
         source: UsageSource = "tokenizer"
-        prompt = 0
-        if counts_prompt and self.sent:
+        prompt = cached = 0
+        if counts_prompt and reported is not None:
+            prompt, cached = reported.prompt_tokens, reported.cached_tokens
+        elif counts_prompt and self.sent:
             prompt = self.planned.likely
             if self.planned.counted is None:
                 source = "estimate"
@@ -138,7 +141,7 @@ class JobMeter:
             # Where an echo of token ids ends is not seen in the text, but how many they are is known.
             echoed = len(job.prompt) if job.echo and isinstance(job.prompt, tuple) else 0
             completion = sum(min(limit, max(0, likely_in_text(size) - echoed)) for size in self._bytes)
-        return Usage(prompt_tokens=prompt, completion_tokens=completion, source=source)
+        return Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached, source=source)
 
 
 class ModelMeter:

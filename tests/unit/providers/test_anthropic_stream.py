@@ -1,12 +1,14 @@
 """A streamed answer in Anthropic's format, event by event and byte by byte."""
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.anthropic_asking import told
 from tests.support.anthropic_upstream import (
     COUNTED,
     PING,
@@ -41,8 +43,15 @@ USAGE = Usage(prompt_tokens=11, completion_tokens=4, cached_tokens=3)
 OPEN = (start(), opened(0, text_block("")))
 
 
+class Told(StreamedMessage):
+    """Without the input's count at the beginning, which the end repeats."""
+
+    def take(self, events: Sequence[bytes]) -> list[Chunk]:
+        return told(super().take(events))
+
+
 def answer_to(**fields: Any) -> StreamedMessage:
-    return StreamedMessage("acme", job(shape="chat", **fields), None)
+    return Told("acme", job(shape="chat", **fields), None)
 
 
 def data(*contents: Any) -> list[bytes]:
@@ -328,3 +337,21 @@ def test_no_event_raises_anything(kind: Any, fields: dict[str, Any], inner: dict
         answer.take(data({"type": kind} | dict.fromkeys(FIELDS[:4], inner)))
     answer.connection_ended()
     assert all(chunk.index in (0, -1) for chunk in answer.reported())
+
+
+def test_what_the_prompt_came_to_is_told_at_the_beginning() -> None:
+    (chunk,) = StreamedMessage("acme", job(shape="chat"), None).take(data(start()))
+    assert chunk.index == -1 and chunk.usage is not None
+    assert (chunk.usage.prompt_tokens, chunk.usage.cached_tokens) == (
+        USAGE.prompt_tokens,
+        USAGE.cached_tokens,
+    )
+    assert not chunk.usage.final
+
+
+@pytest.mark.parametrize("rest", [b'{"type":"message_s', b"[DONE]"])
+def test_what_comes_after_the_reason_to_stop_cannot_spoil_the_answer(rest: bytes) -> None:
+    answer = answer_to()
+    answer.take(data(*OPEN, piece(0, "a"), ending()))
+    assert [chunk.usage for chunk in answer.take([rest])] == [USAGE]
+    assert answer.ended and answer.failure is None

@@ -67,3 +67,10 @@ def test_a_rejection_without_readable_words_still_says_something(body: bytes) ->
 def test_a_code_of_any_length_is_only_a_code() -> None:
     assert type(from_report("acme", {"code": "9" * 5000}, None)) is UpstreamFailed
     assert type(from_report("acme", {"code": "429"}, None)) is UpstreamRateLimited
+
+
+def test_words_about_our_account_are_not_for_clients() -> None:
+    words = "Your credit balance is too low to access the API. Please go to Plans & Billing."
+    error = from_report("acme", {"message": words, "type": "invalid_request_error"}, None)
+    assert type(error) is UpstreamAuth
+    assert "credit" not in error.message

@@ -233,3 +233,10 @@ def test_each_change_is_reported_once() -> None:
     part.add([Chunk(0, "a")])
     seen += [meter.take_dirty(), meter.take_dirty()]
     assert seen == [False, True, False, True, False]
+
+
+def test_input_reported_before_the_end_is_charged_as_reported_and_the_output_estimated() -> None:
+    begun = Chunk(-1, usage=Usage(prompt_tokens=20, completion_tokens=1, cached_tokens=5, final=False))
+    left = metered(begun, Chunk(0, "x" * 40), max_tokens=64)
+    assert left.usage() == Usage(prompt_tokens=20, completion_tokens=10, cached_tokens=5, source="estimate")
+    assert metered(begun, Chunk(0, "a"), Chunk(-1, usage=REPORTED)).usage() == REPORTED
