@@ -4,7 +4,6 @@ It chats and nothing else: what it has no words for is refused by name before an
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 
 import msgspec
 
@@ -15,8 +14,7 @@ from headgate.core.models import ModelSpec
 from headgate.core.ports import Tokenizer
 from headgate.providers import anthropic_wire as wire
 from headgate.providers.anthropic_stream import StreamedMessage
-from headgate.providers.sse_reader import SSEReader
-from headgate.providers.upstream import MAX_BYTES_PER_TOKEN, STREAM_ALLOWANCE_BYTES, Upstream
+from headgate.providers.upstream import Upstream, echoed_prompt
 
 VERSION = "2023-06-01"
 """The one that has temperature and top_p, for models that still take them; later ones refuse both."""
@@ -69,7 +67,7 @@ class Anthropic:
         return None
 
     async def complete(self, job: Job, on_sent: Callable[[], None]) -> Completion:
-        preface = job.prompt if job.echo and isinstance(job.prompt, str) else ""
+        preface = echoed_prompt(job)
         if not job.max_tokens:
             # Where nothing is to be generated there is nothing to ask for.
             return Completion(choices=(Choice(index=0, text=preface, finish_reason="length"),))
@@ -85,24 +83,17 @@ class Anthropic:
             usage=wire.usage_of(wire.merged(wire.Counts(), answer.usage)),
         )
 
-    async def stream(self, job: Job, on_sent: Callable[[], None]) -> AsyncGenerator[Sequence[Chunk], None]:
+    def stream(self, job: Job, on_sent: Callable[[], None]) -> AsyncGenerator[Sequence[Chunk], None]:
         if not job.max_tokens:
-            [choice] = (await self.complete(job, on_sent)).choices
-            echoed = [Chunk(0, choice.text, tokens=0, echoed=True)] if choice.text else []
-            yield [*echoed, Chunk(0, "", choice.finish_reason)]
-            return
-        batches = self._upstream.stream(
+            return _nothing(job)
+        return self._upstream.stream(
             PATH,
             self._body(job, stream=True),
             on_sent,
             StreamedMessage(self.name, job, self._upstream.key),
-            most_bytes=STREAM_ALLOWANCE_BYTES + job.max_tokens * MAX_BYTES_PER_TOKEN,
-            reader=SSEReader(),
+            most_tokens=job.max_tokens,
             failed=self._failed,
         )
-        async with aclosing(batches):
-            async for batch in batches:
-                yield batch
 
     async def aclose(self) -> None:
         await self._upstream.aclose()
@@ -115,10 +106,14 @@ class Anthropic:
         return None if reported is None else wire.failure(self.name, reported, self._upstream.key)
 
     def _decoded(self, body: bytes) -> wire.Answer:
-        try:
-            return self._decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise UpstreamFailed(f"The provider {self.name} sent an answer that cannot be read.") from error
+        return self._upstream.decoded(body, self._decode)
+
+
+async def _nothing(job: Job) -> AsyncGenerator[Sequence[Chunk], None]:
+    """The stream of no tokens."""
+    text = echoed_prompt(job)
+    echoed = [Chunk(0, text, tokens=0, echoed=True)] if text else []
+    yield [*echoed, Chunk(0, "", "length")]
 
 
 def _impossible(job: Job) -> str | None:

@@ -18,6 +18,7 @@ from headgate.providers.anthropic_wire import (
     merged,
     usage_of,
 )
+from headgate.providers.upstream import echoed_prompt
 
 BYTES_PER_TOKEN = 4
 _KNOWN = frozenset(
@@ -62,7 +63,7 @@ class StreamedMessage:
         self._provider = provider
         self._job = job
         self._key = key
-        self._preface = job.prompt if job.echo and isinstance(job.prompt, str) else ""
+        self._preface = echoed_prompt(job)
         self._begun = False
         self._finished = False
         self._counts: Counts | None = Counts()

@@ -4,7 +4,6 @@ What a job asks for and Cohere has no words for is refused by name, before anyth
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 
 import msgspec
 
@@ -15,8 +14,7 @@ from headgate.core.models import ModelSpec
 from headgate.core.ports import Tokenizer
 from headgate.providers import cohere_wire as wire
 from headgate.providers.cohere_stream import StreamedAnswer
-from headgate.providers.sse_reader import SSEReader
-from headgate.providers.upstream import MAX_BYTES_PER_TOKEN, STREAM_ALLOWANCE_BYTES, Upstream
+from headgate.providers.upstream import Upstream, bearer, echoed_prompt
 
 PATH = "/chat"
 MAX_STOPS = 5
@@ -34,7 +32,7 @@ class Cohere:
 
     def __init__(self, name: str, settings: ProviderSettings, api_key: str | None) -> None:
         self.name = name
-        self._upstream = Upstream(name, settings, api_key, _bearer)
+        self._upstream = Upstream(name, settings, api_key, bearer)
         self._encode = msgspec.json.Encoder().encode
         self._decode = msgspec.json.Decoder(wire.Answer).decode
 
@@ -57,24 +55,20 @@ class Cohere:
         text = "".join(content.text or "" for content in answer.message.content or ())
         choice = Choice(
             index=0,
-            text=_preface(job) + text,
+            text=echoed_prompt(job) + text,
             finish_reason=wire.finish_reason(self.name, answer.finish_reason),
         )
         return Completion(choices=(choice,), usage=wire.usage_of(answer.usage))
 
-    async def stream(self, job: Job, on_sent: Callable[[], None]) -> AsyncGenerator[Sequence[Chunk], None]:
-        batches = self._upstream.stream(
+    def stream(self, job: Job, on_sent: Callable[[], None]) -> AsyncGenerator[Sequence[Chunk], None]:
+        return self._upstream.stream(
             PATH,
             self._body(job, stream=True),
             on_sent,
-            StreamedAnswer(self.name, _preface(job)),
-            most_bytes=STREAM_ALLOWANCE_BYTES + job.max_tokens * MAX_BYTES_PER_TOKEN,
-            reader=SSEReader(),
+            StreamedAnswer(self.name, echoed_prompt(job)),
+            most_tokens=job.max_tokens,
             failed=self._failed,
         )
-        async with aclosing(batches):
-            async for batch in batches:
-                yield batch
 
     async def aclose(self) -> None:
         await self._upstream.aclose()
@@ -86,10 +80,7 @@ class Cohere:
         return wire.failed(self.name) if isinstance(self._decoded(body).message, str) else None
 
     def _decoded(self, body: bytes) -> wire.Answer:
-        try:
-            return self._decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise UpstreamFailed(f"The provider {self.name} sent an answer that cannot be read.") from error
+        return self._upstream.decoded(body, self._decode)
 
 
 def _refusal(job: Job) -> InvalidRequest | None:
@@ -150,12 +141,3 @@ def _out_of_range(job: Job) -> tuple[str, str] | None:
     if len(sampling.stop) > MAX_STOPS:
         return "stop", f"at most {MAX_STOPS} sequences"
     return None
-
-
-def _preface(job: Job) -> str:
-    """The prompt where it is to come first: Cohere itself cannot echo."""
-    return job.prompt if job.echo and isinstance(job.prompt, str) else ""
-
-
-def _bearer(key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"} if key else {}

@@ -5,7 +5,6 @@ has its finish reason; anything shorter, stranger or larger is UpstreamFailed.
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 
 import msgspec
 
@@ -17,13 +16,8 @@ from headgate.core.ports import Tokenizer
 from headgate.providers import openai_wire as wire
 from headgate.providers.openai_choice import CheckedChoice, is_checked
 from headgate.providers.openai_stream import StreamedAnswer
-from headgate.providers.sse_reader import SSEReader
-from headgate.providers.upstream import (
-    MAX_ANSWER_BYTES,
-    MAX_BYTES_PER_TOKEN,
-    STREAM_ALLOWANCE_BYTES,
-    Upstream,
-)
+from headgate.providers.sse_reader import MAX_EVENT_BYTES
+from headgate.providers.upstream import MAX_ANSWER_BYTES, MAX_BYTES_PER_TOKEN, Upstream, bearer
 from headgate.providers.upstream_errors import from_report
 
 MAX_BYTES_PER_ALTERNATIVE = 1024
@@ -41,7 +35,7 @@ class OpenAICompatible:
 
     def __init__(self, name: str, settings: ProviderSettings, api_key: str | None) -> None:
         self.name = name
-        self._upstream = Upstream(name, settings, api_key, _bearer)
+        self._upstream = Upstream(name, settings, api_key, bearer)
         self._encode = msgspec.json.Encoder().encode
         self._decode = msgspec.json.Decoder(wire.Answer).decode
 
@@ -72,26 +66,22 @@ class OpenAICompatible:
             usage=None if answer.usage is None else wire.usage_of(answer.usage),
         )
 
-    async def stream(self, job: Job, on_sent: Callable[[], None]) -> AsyncGenerator[Sequence[Chunk], None]:
-        checked = None
-        reader = SSEReader()
-        most = STREAM_ALLOWANCE_BYTES + job.n * job.max_tokens * MAX_BYTES_PER_TOKEN
+    def stream(self, job: Job, on_sent: Callable[[], None]) -> AsyncGenerator[Sequence[Chunk], None]:
+        checked, surplus, most_event_bytes = None, 0, MAX_EVENT_BYTES
         if is_checked(job):
             checked = [CheckedChoice(self.name, job, index) for index in range(job.n)]
-            reader = SSEReader(MAX_ANSWER_BYTES)  # a whole scored prompt may come as one event
-            most += _surplus(job)
-        batches = self._upstream.stream(
+            surplus = _surplus(job)
+            most_event_bytes = MAX_ANSWER_BYTES  # a whole scored prompt may come as one event
+        return self._upstream.stream(
             PATHS[job.shape],
             self._body(job, stream=True),
             on_sent,
             StreamedAnswer(self.name, job.n, self._upstream.key, checked),
-            most_bytes=most,
-            reader=reader,
+            most_tokens=job.n * job.max_tokens,
             failed=self._failed,
+            surplus=surplus,
+            most_event_bytes=most_event_bytes,
         )
-        async with aclosing(batches):
-            async for batch in batches:
-                yield batch
 
     async def aclose(self) -> None:
         await self._upstream.aclose()
@@ -120,10 +110,7 @@ class OpenAICompatible:
         )
 
     def _decoded(self, body: bytes) -> wire.Answer:
-        try:
-            return self._decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise UpstreamFailed(f"The provider {self.name} sent an answer that cannot be read.") from error
+        return self._upstream.decoded(body, self._decode)
 
 
 def _impossible(job: Job) -> str | None:
@@ -146,7 +133,3 @@ def _surplus(job: Job) -> int:
         prompt = len(job.prompt.encode()) if isinstance(job.prompt, str) else len(job.prompt)
     scores = 0 if job.logprobs is None else (job.logprobs + 1) * MAX_BYTES_PER_ALTERNATIVE
     return job.n * (prompt * (MAX_BYTES_PER_TOKEN + scores) + job.max_tokens * scores)
-
-
-def _bearer(key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"} if key else {}

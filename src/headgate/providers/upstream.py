@@ -1,17 +1,21 @@
 """One upstream service over HTTP, whatever it speaks: its key, connections, refusals and the frame of its streams."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import msgspec
 
 from headgate.config import ProviderSettings
-from headgate.core.completion import Chunk
+from headgate.core.completion import Chunk, Job
 from headgate.core.errors import ModelUnavailable, UpstreamError, UpstreamFailed
 from headgate.core.models import ModelSpec
-from headgate.providers.sse_reader import SSEReader
+from headgate.providers.sse_reader import MAX_EVENT_BYTES, SSEReader
 from headgate.providers.upstream_errors import from_status
 
 if TYPE_CHECKING:
     from headgate.providers.http import Http, Response
+
+T = TypeVar("T")
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
@@ -86,18 +90,23 @@ class Upstream:
         on_sent: Callable[[], None],
         answer: EventReader,
         *,
-        most_bytes: int,
-        reader: SSEReader,
+        most_tokens: int,
         failed: Callable[[bytes], UpstreamError | None],
+        surplus: int = 0,
+        most_event_bytes: int = MAX_EVENT_BYTES,
     ) -> AsyncGenerator[Sequence[Chunk], None]:
-        """The chunks of a streamed answer. `failed` reads an error out of a 200 that is JSON instead of a stream."""
+        """The chunks of a streamed answer of at most `most_tokens` tokens and `surplus` bytes beside them.
+
+        `failed` reads an error out of a 200 that is JSON instead of a stream. UpstreamError.
+        """
         response = await self._open(path, body, on_sent)
         try:
             if response.status != 200:
                 raise await self._refused(response)
             if not _has_type(response, "text/event-stream"):
                 raise await self._not_a_stream(response, failed)
-            left = most_bytes
+            reader = SSEReader(most_event_bytes)
+            left = STREAM_ALLOWANCE_BYTES + most_tokens * MAX_BYTES_PER_TOKEN + surplus
             while not answer.ended:
                 try:
                     block = await response.block()
@@ -126,6 +135,13 @@ class Upstream:
         finally:
             response.close()
 
+    def decoded(self, body: bytes, decode: Callable[[bytes], T]) -> T:
+        """The body as its wire type. UpstreamFailed for what is not one."""
+        try:
+            return decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise UpstreamFailed(f"The provider {self.name} sent an answer that cannot be read.") from error
+
     async def aclose(self) -> None:
         if self._http is not None:
             await self._http.aclose()
@@ -149,6 +165,16 @@ class Upstream:
         except UpstreamError:
             body = b""  # the status alone says enough
         return from_status(self.name, response.status, response.headers, body, self.key)
+
+
+def bearer(key: str | None) -> dict[str, str]:
+    """The header that carries a key as OpenAI and Cohere take it."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def echoed_prompt(job: Job) -> str:
+    """The prompt that is to come first in the answer of an upstream that only chats, and so cannot echo."""
+    return job.prompt if job.echo and isinstance(job.prompt, str) else ""
 
 
 def _unusable(settings: ProviderSettings, key: str | None) -> str | None:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from headgate.core.completion import Chunk, FinishReason, Job, TokenLogprob, Usage
 from headgate.core.errors import UpstreamFailed
 from headgate.providers.embedded.generation import FAILED, FINISH_REASONS
-from headgate.providers.embedded.side_door import SideDoor
+from headgate.providers.embedded.side_door import Scores, SideDoor
 
 Again = Callable[[int], Awaitable[Sequence[int]]]
 
@@ -158,11 +158,7 @@ class ScoredGeneration:
         if found is None:
             return []
         self._ids += found.ids
-        scores = found.scores
-        return [
-            TokenLogprob(scores.pieces[token], logprob, tuple((scores.pieces[other], p) for other, p in top))
-            for token, logprob, top in zip(found.ids, scores.logprobs, scores.top, strict=True)
-        ]
+        return _entries(found.ids, found.scores)
 
     async def _untold(self, generated: int) -> list[TokenLogprob]:
         """Entries of the tokens up to the number `generated` that no event told; none where they cannot be had.
@@ -176,10 +172,7 @@ class ScoredGeneration:
         first = len(self._ids)
         self._ids += ids[len(known) : generated]
         scores = await self._side.score(tuple(self._ids), self._wanted, first, len(self._ids))
-        entries = [
-            TokenLogprob(scores.pieces[token], logprob, tuple((scores.pieces[other], p) for other, p in top))
-            for token, logprob, top in zip(self._ids[first:], scores.logprobs, scores.top, strict=True)
-        ]
+        entries = _entries(self._ids[first:], scores)
         if self._finish == "stop":  # by an end token, whose name is not in the text
             entries[-1] = TokenLogprob(b"", entries[-1].logprob, entries[-1].top, end=True)
         return entries
@@ -241,6 +234,13 @@ class ScoredGeneration:
                 del self._entries[index:]
                 return
             begin += len(entry.data)
+
+
+def _entries(ids: Sequence[int], scores: Scores) -> list[TokenLogprob]:
+    return [
+        TokenLogprob(scores.pieces[token], logprob, tuple((scores.pieces[other], p) for other, p in top))
+        for token, logprob, top in zip(ids, scores.logprobs, scores.top, strict=True)
+    ]
 
 
 def _open(text: bytes) -> int:

@@ -1,7 +1,6 @@
 """Anthropic's Messages API as an upstream: what it is sent, what is refused, and what is made of its answers."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,8 +10,6 @@ from tests.support.anthropic_asking import (
     WORDS,
     both,
     chat,
-    counting_upstream,
-    open_provider,
     provider_for,
     streamed,
     streaming_of,
@@ -42,19 +39,6 @@ from headgate.core.errors import (
     ModelUnavailable,
 )
 from headgate.providers.anthropic import Anthropic
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[AnthropicUpstream]:
-    async with counting_upstream() as up:
-        yield up
-
-
-@pytest.fixture
-async def provider(upstream: AnthropicUpstream) -> AsyncIterator[Anthropic]:
-    async with open_provider(upstream.url) as made:
-        yield made
-
 
 # --- what goes out ----------------------------------------------------------------------------------------------
 

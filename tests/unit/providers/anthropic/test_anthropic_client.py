@@ -1,6 +1,5 @@
 """The official client sends what we send and reads what is scripted here as we do: the format is the real one."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,8 +13,6 @@ from tests.support.anthropic_asking import (
     WORDS,
     chat,
     client_of,
-    counting_upstream,
-    open_provider,
     streamed,
 )
 from tests.support.anthropic_upstream import (
@@ -39,18 +36,6 @@ from tests.support.script import Script
 
 from headgate.core.completion import Sampling, Usage
 from headgate.providers.anthropic import Anthropic
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[AnthropicUpstream]:
-    async with counting_upstream() as up:
-        yield up
-
-
-@pytest.fixture
-async def provider(upstream: AnthropicUpstream) -> AsyncIterator[Anthropic]:
-    async with open_provider(upstream.url) as made:
-        yield made
 
 
 async def test_the_official_client_sends_the_same(upstream: AnthropicUpstream, provider: Anthropic) -> None:

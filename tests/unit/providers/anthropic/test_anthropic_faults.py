@@ -1,7 +1,6 @@
 """What goes wrong with an upstream of Anthropic's kind: it refuses, breaks off or lies, or its client leaves."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from tests.support.anthropic_asking import (
@@ -9,8 +8,6 @@ from tests.support.anthropic_asking import (
     WORDS,
     before_failure,
     chat,
-    counting_upstream,
-    open_provider,
     provider_for,
     streamed,
     streaming_of,
@@ -44,19 +41,6 @@ from headgate.core.errors import (
     UpstreamUnavailable,
 )
 from headgate.providers.anthropic import Anthropic
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[AnthropicUpstream]:
-    async with counting_upstream() as up:
-        yield up
-
-
-@pytest.fixture
-async def provider(upstream: AnthropicUpstream) -> AsyncIterator[Anthropic]:
-    async with open_provider(upstream.url) as made:
-        yield made
-
 
 # --- what is not believed ---------------------------------------------------------------------------------------
 
