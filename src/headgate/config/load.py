@@ -63,6 +63,8 @@ def load(config_file: Path | None = None, environ: Mapping[str, str] | None = No
         embedded=document.embedded,
         limits=document.limits,
         log=document.log,
+        routing=document.routing,
+        files=document.files,
         margins=margins,
         credit_usd=credit,
         providers=providers,

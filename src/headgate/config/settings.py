@@ -9,7 +9,7 @@ from typing import Literal
 from msgspec import Struct
 
 from headgate.core.accounts import App, Developer, Variable
-from headgate.core.models import Mode
+from headgate.core.models import ImageURLs, Mode
 from headgate.core.money import MarginPPM
 
 ACCOUNT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -76,19 +76,87 @@ class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     format: Literal["auto", "json", "text"] = "auto"
 
 
+class RoutingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is done when an upstream fails. Times in seconds.
+
+    `retries` after the first attempt, with growing pauses between `retry_wait_s` and `retry_max_wait_s` and none once
+    `deadline_s` has passed. A deployment's circuit opens after `breaker_failures` failures in a row (0: never), or when
+    `breaker_error_percent` of its last `breaker_calls` calls failed; after `breaker_open_s` one call may try it.
+    """
+
+    retries: int = 2
+    deadline_s: float = 600.0
+    retry_wait_s: float = 0.25
+    retry_max_wait_s: float = 5.0
+    breaker_failures: int = 5
+    breaker_error_percent: int = 50
+    breaker_calls: int = 20
+    breaker_open_s: float = 15.0
+
+
+class FileSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Images that clients send, upload or name by URL. `keep_s`: how long an upload lives."""
+
+    max_bytes: int = 10 * 1024 * 1024
+    max_total_bytes: int = 1024 * 1024 * 1024
+    keep_s: float = 24 * 3600.0
+
+
 class ProviderSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One upstream service. Times in seconds; `timeout_s` is the longest silence."""
+    """One upstream service. Times in seconds; `timeout_s` is the longest silence, unless a phase has its own.
+
+    `variant`: a row of data/variants.toml, how this OpenAI-compatible service differs. `headers` and `query` go with
+    every request. `proxy` and `ca_file`, `client_cert_file`, `client_key_file` say how it is reached; `proxy_env` names
+    a variable holding a proxy's URL where that has a password.
+    """
 
     kind: ProviderKind
     base_url: str = ""
     api_key_env: str = ""
+    variant: str = ""
+    headers: dict[str, str] = {}
+    query: dict[str, str] = {}
     timeout_s: float = 60.0
+    connect_timeout_s: float | None = None
+    first_byte_timeout_s: float | None = None
+    chunk_timeout_s: float | None = None
     total_timeout_s: float = 600.0
     max_concurrency: int = 512
+    queue_wait_s: float = 3.0
+    proxy: str = ""
+    proxy_env: str = ""
+    ca_file: str = ""
+    client_cert_file: str = ""
+    client_key_file: str = ""
+    image_urls: ImageURLs = "fetch"
+
+
+class DeploymentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of several places where a model is served; what it leaves out is as in the model's row."""
+
+    provider: str
+    upstream_name: str = ""
+    weight: int = 1
+    input_price: str | None = None
+    cached_input_price: str | None = None
+    output_price: str | None = None
+
+
+class TemplateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """See core.models.Template."""
+
+    system: tuple[str, str]
+    user: tuple[str, str]
+    assistant: tuple[str, str]
+    start: str = ""
+    answer: str = ""
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A `[[models]]` row as written; prices in USD per million tokens, as strings."""
+    """A `[[models]]` row as written; prices in USD per million tokens, as strings.
+
+    `successor`: the model is retired, and the entry of that name answers in its place; the row has nothing else then.
+    """
 
     name: str
     provider: str
@@ -103,9 +171,16 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     output_price: str | None = None
     gross_margin_percent: str | None = None
     vision: bool = False
+    image_tokens: int | None = None
+    tools: bool | None = None
     logprobs: bool | None = None
+    refuses: tuple[str, ...] = ()
+    template: str | TemplateSettings | None = None
     aliases: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()
+    weight: int = 1
+    deployments: tuple[DeploymentSettings, ...] = ()
+    successor: str | None = None
     path: str | None = None
 
 
@@ -135,6 +210,8 @@ class Document(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     embedded: EmbeddedSettings = EmbeddedSettings()
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
+    routing: RoutingSettings = RoutingSettings()
+    files: FileSettings = FileSettings()
     providers: dict[str, ProviderSettings] = {}
     models: tuple[ModelSettings, ...] = ()
     apps: dict[str, AppSettings] = {}
@@ -161,6 +238,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     embedded: EmbeddedSettings
     limits: LimitSettings
     log: LogSettings
+    routing: RoutingSettings
+    files: FileSettings
     margins: Margins
     credit_usd: Decimal
     providers: Mapping[str, ProviderSettings]

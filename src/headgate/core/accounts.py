@@ -67,6 +67,8 @@ class UsageRow(Struct, frozen=True, kw_only=True):
 
     `excess` is the part of the price above the hold, recorded but not charged. `developer` is the account
     that earns `developer_share`; the rest of price - cost is the platform's. `error` names the failure's kind.
+    `attempts`: how often providers were asked; `failed_cost` is what they reported for attempts that failed, which
+    nobody was charged.
     """
 
     request_id: str
@@ -87,6 +89,8 @@ class UsageRow(Struct, frozen=True, kw_only=True):
     user: str | None = None
     stream: bool = False
     error: str | None = None
+    attempts: int = 0
+    failed_cost: int = 0
 
 
 class UsageRecord(Struct, frozen=True, kw_only=True):

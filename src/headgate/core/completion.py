@@ -12,17 +12,74 @@ from headgate.core.errors import GatewayError
 from headgate.core.models import ModelSpec
 from headgate.core.money import FemtoUSD, MarginPPM, NanoUSD
 
-Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length", "content_filter", "error", "timeout"]
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "error", "timeout"]
 UsageSource = Literal["provider", "tokenizer", "estimate"]
 Shape = Literal["completion", "chat"]
 Prompt = str | tuple[int, ...]
 """A text, or token ids of the model it goes to."""
 
 
-class Message(Struct, frozen=True, kw_only=True, gc=False):
+class Image(Struct, frozen=True, kw_only=True, gc=False):
+    """An image to look at: its bytes, or where they are.
+
+    Exactly one of `url` (http or https), `file_id` (an upload of the same app and user) and `data` is set; the service
+    turns the first two into `data` unless the provider is to fetch the URL itself. `media_type` (image/png, …) goes
+    with `data`. `param` is what the client calls it, for errors.
+    """
+
+    url: str | None = None
+    file_id: str | None = None
+    data: bytes | None = None
+    media_type: str | None = None
+    detail: Literal["auto", "low", "high"] | None = None
+    param: str = "messages"
+
+
+class ToolCall(Struct, frozen=True, kw_only=True, gc=False):
+    """A function that the model wants called. `arguments` is JSON text as the model wrote it, well-formed or not."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """One turn of a conversation. `content` is all its text.
+
+    `parts`: text and images in their order, where there are images (else empty). `tool_calls`: what an assistant
+    wanted called. `tool_call_id`: which call a tool's message answers.
+    """
+
     role: Role
     content: str
+    parts: tuple[str | Image, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing but a role and a text."""
+        return not (self.parts or self.tool_calls or self.tool_call_id is not None)
+
+
+class Tool(Struct, frozen=True, kw_only=True):
+    """A function the model may ask for. `parameters` is a JSON schema as JSON text; None: it takes none."""
+
+    name: str
+    description: str | None = None
+    parameters: bytes | None = None
+    strict: bool | None = None
+
+
+class Tools(Struct, frozen=True, kw_only=True):
+    """What a model may call. `choice` None: its own default (auto); `name` goes with "named". `parallel`: several
+    calls in one answer."""
+
+    tools: tuple[Tool, ...]
+    choice: Literal["auto", "none", "required", "named"] | None = None
+    name: str | None = None
+    parallel: bool | None = None
 
 
 class Sampling(Struct, frozen=True, kw_only=True, gc=False):
@@ -57,8 +114,8 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
     per prompt and the best `n` of them answered (None: just the n). `logprobs`: how many alternatives to each token
     (0: only the token's own log probability; None: none at all). `echo`: the prompt comes first in each choice's
     text, with scores where `logprobs` are asked for. `suffix`: what follows the text to be filled in.
-    `answer_id` is a UUID, `stream_id` 128 random bits in hex, `created` Unix seconds. `max_tokens_param` is what this
-    dialect calls `max_tokens`.
+    `looks`: some message holds an image. `answer_id` is a UUID, `stream_id` 128 random bits in hex, `created` Unix
+    seconds. `max_tokens_param` is what this dialect calls `max_tokens`.
     """
 
     request_id: str
@@ -77,6 +134,8 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
     echo: bool = False
     suffix: str | None = None
     response_format: ResponseFormat | None = None
+    tools: Tools | None = None
+    looks: bool = False
     max_tokens: int | None = None
     default_max_tokens: int | None = None
     max_tokens_param: str = "max_tokens"
@@ -97,7 +156,8 @@ class Job(Struct, frozen=True, kw_only=True):
     The choices it yields are numbered from 0; `first_index` places them in the answer. `prompt_index` says which of
     the request's prompts it answers. `best_of`: the provider itself chooses the n choices from so many candidates.
     `counts_prompt` is False for further calls whose prompt the provider does not bill again. `logprobs`, `echo` and
-    `suffix` as in CompletionRequest.
+    `suffix` as in CompletionRequest. `deadline`: when the answer must be whole, in seconds of the event loop's clock
+    (None: the provider's own limit).
     """
 
     request_id: str
@@ -114,6 +174,8 @@ class Job(Struct, frozen=True, kw_only=True):
     echo: bool = False
     suffix: str | None = None
     response_format: ResponseFormat | None = None
+    tools: Tools | None = None
+    deadline: float | None = None
     first_index: int = 0
     prompt_index: int = 0
     counts_prompt: bool = True
@@ -152,6 +214,15 @@ class TokenLogprob(Struct, frozen=True, gc=False):
     end: bool = False
 
 
+class ToolCallPiece(Struct, frozen=True, gc=False):
+    """A piece of the `position`-th tool call of a choice: `id` and `name` come with its first piece."""
+
+    position: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
 class Chunk(Struct, frozen=True, gc=False):
     """A piece of one choice.
 
@@ -169,6 +240,7 @@ class Chunk(Struct, frozen=True, gc=False):
     error: GatewayError | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     echoed: bool = False
+    tool_calls: tuple[ToolCallPiece, ...] | None = None
 
 
 class Choice(Struct, frozen=True, kw_only=True, gc=False):
@@ -178,6 +250,7 @@ class Choice(Struct, frozen=True, kw_only=True, gc=False):
     text: str
     finish_reason: FinishReason | None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class Completion(Struct, frozen=True, kw_only=True):
@@ -206,7 +279,8 @@ class Charge(Struct, frozen=True, kw_only=True):
 
 
 class ModelAnswer(Struct, frozen=True, kw_only=True):
-    """What one requested model gave. `error` holds its failure; its choices are then empty."""
+    """What one requested model gave. `model` is the name to show: as requested, or that of the entry that served in
+    its place. `error` holds its failure; its choices are then empty."""
 
     requested: str
     model: str

@@ -23,7 +23,10 @@ GatewayError
 └── InternalError             our bug
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from headgate.core.completion import Usage
 
 
 class GatewayError(Exception):
@@ -158,11 +161,13 @@ class LedgerUnavailable(GatewayError):
 
 
 class UpstreamError(GatewayError):
-    """Something between us and the provider. `status` is the upstream's, where there was one."""
+    """Something between us and the provider. `status` is the upstream's, where there was one; `usage` what it reported
+    all the same."""
 
     kind = "upstream_failed"
     code = "upstream_error"
     status: int | None = None
+    usage: "Usage | None" = None
 
 
 class UpstreamFailed(UpstreamError):

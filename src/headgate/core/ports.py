@@ -5,6 +5,7 @@ from typing import Protocol
 
 from headgate.core.accounts import Balance, Hold, KeyRecord, Settlement, UsageRow
 from headgate.core.completion import Chunk, Completion, Job
+from headgate.core.files import Owner, UploadedFile
 from headgate.core.models import ModelSpec, TokenizerInfo
 
 
@@ -104,6 +105,33 @@ class Ledger(Protocol):
     def ping(self) -> Awaitable[None]:
         """A real round trip to the database."""
         ...
+
+
+class Files(Protocol):
+    """Uploads, kept until they expire. Methods may be called from any thread, and wait for the disk."""
+
+    def save(self, file: UploadedFile, content: bytes) -> None:
+        """Overloaded when there is no room for it."""
+        ...
+
+    def load(self, file_id: str, owner: Owner) -> tuple[UploadedFile, bytes] | None:
+        """None for what does not exist, has expired or belongs to somebody else."""
+        ...
+
+
+class ImageSource(Protocol):
+    """Images by URL, which clients choose: no address of a private network is ever connected to.
+
+    Errors: InvalidRequest naming `param`, whatever went wrong; nothing is told of what answered.
+    """
+
+    async def check(self, url: str, param: str) -> None:
+        """Refuse what `fetch` would refuse by looking at the URL and its addresses alone."""
+        ...
+
+    async def fetch(self, url: str, param: str) -> bytes: ...
+
+    async def aclose(self) -> None: ...
 
 
 class AccountStore(Protocol):

@@ -138,8 +138,8 @@ class OpenAIChat(OpenAIForm[ChatBody]):
             )
         )
 
-    def renderer(self, request: CompletionRequest) -> ChatStream:
-        return ChatStream(request)
+    def renderer(self, request: CompletionRequest, served: Sequence[str] | None = None) -> ChatStream:
+        return ChatStream(request, (served or request.models)[0])
 
 
 def _choice(choice: Choice, most: int | None) -> ChatChoice:

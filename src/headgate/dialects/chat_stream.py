@@ -19,8 +19,8 @@ _encode = msgspec.json.Encoder().encode
 class ChatStream(OpenAIStream):
     """For each choice its role, its content as it comes, its finish reason."""
 
-    def __init__(self, request: CompletionRequest) -> None:
-        super().__init__(request, completion_id(request), CHUNK)
+    def __init__(self, request: CompletionRequest, model: str) -> None:
+        super().__init__(request, model, completion_id(request), CHUNK)
         close = self._close
         self._heads: dict[int, bytes] = {}
         self._tail = b"}" + choice_tail(None) + close

@@ -111,7 +111,7 @@ class Dify(BearerDialect):
             )
         )
 
-    def renderer(self, request: CompletionRequest) -> "DifyRenderer":
+    def renderer(self, request: CompletionRequest, served: Sequence[str] | None = None) -> "DifyRenderer":
         return DifyRenderer(request)
 
     def render_error(self, error: GatewayError) -> ErrorResponse:

@@ -127,7 +127,7 @@ class Genstack:
     def render(self, answer: Answer) -> bytes:
         return _encoder.encode(self.response(answer))
 
-    def renderer(self, request: CompletionRequest) -> "GenstackRenderer":
+    def renderer(self, request: CompletionRequest, served: Sequence[str] | None = None) -> "GenstackRenderer":
         return GenstackRenderer(self)
 
     def response(self, answer: Answer) -> WireResponse:

@@ -1,6 +1,6 @@
 """What genstack clients send and get, field by field; OpenAPI schemas come from the same structs."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Raw, Struct, field
 
@@ -10,7 +10,7 @@ ErrorType = Literal[
     "InvalidRequest", "InsufficientFunds", "InvalidCredentials", "GatewayError", "InternalError"
 ]
 
-ROLES: tuple[Role, ...] = get_args(Role)
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 
 class WireCredential(Struct, frozen=True, kw_only=True, rename="camel"):

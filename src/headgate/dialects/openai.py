@@ -117,15 +117,17 @@ class OpenAICompletions(OpenAIForm[CompletionsBody]):
             )
         )
 
-    def renderer(self, request: CompletionRequest) -> "CompletionsStream":
-        return CompletionsStream(request)
+    def renderer(
+        self, request: CompletionRequest, served: Sequence[str] | None = None
+    ) -> "CompletionsStream":
+        return CompletionsStream(request, (served or request.models)[0])
 
 
 class CompletionsStream(OpenAIStream):
     """One event per chunk, all of the blocking shape."""
 
-    def __init__(self, request: CompletionRequest) -> None:
-        super().__init__(request, completion_id(request), OBJECT)
+    def __init__(self, request: CompletionRequest, model: str) -> None:
+        super().__init__(request, model, completion_id(request), OBJECT)
         self._heads: dict[int, bytes] = {}
         tail = choice_tail if request.logprobs is None else finish_tail
         self._tails = {reason: tail(reason) + self._close for reason in FINISH_REASONS}

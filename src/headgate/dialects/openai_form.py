@@ -49,12 +49,12 @@ class OpenAIForm(BearerDialect, ABC, Generic[W]):
 class OpenAIStream:
     """One stream but for its chunks: how each opens and closes, the usage where it is asked for, then `[DONE]`."""
 
-    def __init__(self, request: CompletionRequest, id_: str, object_: str) -> None:
+    def __init__(self, request: CompletionRequest, model: str, id_: str, object_: str) -> None:
         self._request = request
         self._id = id_
         self._object = object_
         # What is the same in every chunk is encoded once; a chunk costs one string and three joins.
-        self._open = b"data: " + chunk_head(id_, request.created, request.models[0], object_)
+        self._open = b"data: " + chunk_head(id_, request.created, model, object_)
         self._close = chunk_close(request.include_usage)
 
     def end(self, end: StreamEnd) -> bytes:

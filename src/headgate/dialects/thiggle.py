@@ -173,16 +173,17 @@ class Thiggle(OpenAIForm[ThiggleBody]):
             )
         )
 
-    def renderer(self, request: CompletionRequest) -> "ThiggleStream":
-        return ThiggleStream(request)
+    def renderer(self, request: CompletionRequest, served: Sequence[str] | None = None) -> "ThiggleStream":
+        return ThiggleStream(request, served or request.models)
 
 
 class ThiggleStream:
     """Renders one stream: chunks of all models as they come, their summed usage, then `[DONE]`."""
 
-    def __init__(self, request: CompletionRequest) -> None:
+    def __init__(self, request: CompletionRequest, served: Sequence[str]) -> None:
         self._request = request
-        self._heads = [_chunk_head(request, index) for index in range(len(request.models))]
+        self._served = served
+        self._heads: dict[int, bytes] = {}
 
     def chunks(self, batch: Sequence[Chunk]) -> bytes:
         parts: list[bytes] = []
@@ -190,10 +191,16 @@ class ThiggleStream:
             if chunk.index < 0:  # usage only
                 continue
             if chunk.error is None:
-                parts += (self._heads[chunk.index], _encode(chunk.text), _TAILS[chunk.finish_reason])
+                parts += (self._head(chunk.index), _encode(chunk.text), _TAILS[chunk.finish_reason])
             else:
                 parts.append(self._failed(chunk.index, chunk.finish_reason, chunk.error))
         return b"".join(parts)
+
+    def _head(self, index: int) -> bytes:
+        head = self._heads.get(index)
+        if head is None:
+            head = self._heads[index] = _chunk_head(self._request, index, self._served[index])
+        return head
 
     def _failed(self, index: int, reason: FinishReason | None, error: GatewayError) -> bytes:
         model = self._request.models[index]
@@ -233,9 +240,8 @@ class ThiggleStream:
 _TAILS = MappingProxyType({reason: choice_tail(reason) + b"]}\n\n" for reason in FINISH_REASONS})
 
 
-def _chunk_head(request: CompletionRequest, index: int) -> bytes:
+def _chunk_head(request: CompletionRequest, index: int, model: str) -> bytes:
     """A chunk's bytes up to its text; the choice names its model, as it does in the blocking answer."""
-    model = request.models[index]
     opened = chunk_head(request.answer_id, request.created, model)
     return b'data: %b{"index":%d,"model":%b,"text":' % (opened, index, _encode(model))
 

@@ -34,6 +34,7 @@ class Running:
         self.started_at = 0.0
         self.first_output_at: float | None = None
         self.providers = ""
+        self.served: list[str] = []
         self.limit_headers: tuple[tuple[str, str], ...] = ()
         self._task: asyncio.Task[object] | None = None
         self._closing = False

@@ -127,6 +127,8 @@ usage = Table(
     Column("user", Text),
     Column("stream", Flag, nullable=False),
     Column("error", Text),
+    Column("attempts", Big, nullable=False, server_default="0"),
+    Column("failed_cost", Big, nullable=False, server_default="0"),
     Index("ix_usage_account_created", "account", "created"),
     Index("ix_usage_request_id", "request_id"),
     sqlite_strict=True,

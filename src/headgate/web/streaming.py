@@ -6,6 +6,7 @@ write. A client that does not read for `write_timeout` is taken for gone.
 """
 
 import asyncio
+from functools import cached_property
 from typing import Any
 
 from msgspec import Struct
@@ -74,7 +75,6 @@ class _Out:
         self._started = False
 
     async def run(self) -> None:
-        renderer = self._dialect.renderer(self._request)
         clock = asyncio.get_running_loop().time
         begin_by = clock() + self._times.first_chunk_wait
         # Models that fail before any output wait here: should all of them fail, the refusal keeps its status.
@@ -86,22 +86,28 @@ class _Out:
             except GatewayError as error:
                 if not self._started:
                     raise
-                await self._write(renderer.error(error), last=True)
+                await self._write(self._renderer.error(error), last=True)
                 return
             if isinstance(item, StreamEnd):
-                await self._end(item, renderer)
+                await self._end(item)
                 return
             if item is None:
-                await self._write(self._dialect.ping if self._started else renderer.chunks(failed))
+                waiting = self._dialect.ping if self._started else b""
+                await self._write(self._renderer.chunks(failed) if failed and not self._started else waiting)
             elif not self._started and all(chunk.error is not None for chunk in item):
                 failed += item
             else:
-                await self._write(renderer.chunks(item if self._started else [*failed, *item]))
+                await self._write(self._renderer.chunks(item if self._started else [*failed, *item]))
 
-    async def _end(self, end: StreamEnd, renderer: Renderer) -> None:
+    @cached_property
+    def _renderer(self) -> Renderer:
+        """Made when there is something to render: what serves the request is known only then."""
+        return self._dialect.renderer(self._request, self._running.served)
+
+    async def _end(self, end: StreamEnd) -> None:
         if end.error is not None and not self._started:
             raise end.error
-        await self._write(renderer.end(end), last=True)
+        await self._write(self._renderer.end(end), last=True)
 
     async def _start(self) -> None:
         self._started = True
