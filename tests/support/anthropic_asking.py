@@ -8,6 +8,7 @@ import pytest
 from anthropic import AsyncAnthropic
 from tests.support.anthropic_upstream import COUNTED, AnthropicUpstream
 from tests.support.asking import KEY, nothing
+from tests.support.called import called
 from tests.support.jobs import job
 from tests.support.script import Script
 
@@ -94,6 +95,7 @@ async def both(provider: Anthropic, asked: Job) -> Completion:
     [choice] = completion.choices
     assert choice.index == 0
     assert choice.text == text(chunks)
+    assert list(choice.tool_calls) == called(chunks)
     assert [choice.finish_reason] == [chunk.finish_reason for chunk in chunks if chunk.finish_reason]
     usages = [chunk.usage for chunk in chunks if chunk.usage]
     assert usages == ([] if completion.usage is None else [completion.usage])

@@ -42,6 +42,11 @@ def thinking_block(thinking: str) -> dict[str, Any]:
     return {"type": "thinking", "thinking": thinking, "signature": "EqQBCgIYAhIM"}
 
 
+def tool_block(name: str, tool_id: str = "toolu_01A09q90qw90lq917835lq9", **arguments: Any) -> dict[str, Any]:
+    """A tool call. In a stream it begins without its arguments."""
+    return {"type": "tool_use", "id": tool_id, "name": name, "input": arguments}
+
+
 def message(
     *content: Mapping[str, Any],
     model: str = "plain",
@@ -77,6 +82,11 @@ def piece(index: int, text: str) -> dict[str, Any]:
 
 def thought(index: int, thinking: str) -> dict[str, Any]:
     delta = {"type": "thinking_delta", "thinking": thinking}
+    return {"type": "content_block_delta", "index": index, "delta": delta}
+
+
+def argued(index: int, partial_json: str) -> dict[str, Any]:
+    delta = {"type": "input_json_delta", "partial_json": partial_json}
     return {"type": "content_block_delta", "index": index, "delta": delta}
 
 

@@ -7,7 +7,7 @@ import pytest
 from headgate.config import ProviderSettings
 from headgate.core.completion import Chunk, Job
 from headgate.core.errors import UpstreamError
-from headgate.providers.http import Http
+from headgate.providers.egress.service import Http
 from headgate.providers.openai_compatible import OpenAICompatible
 
 KEY = "sk-canary-51c9"

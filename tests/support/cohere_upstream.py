@@ -129,6 +129,34 @@ def delta(text: str, *, index: int = 0, kind: str = "text") -> bytes:
     return sse({"type": "content-delta", "index": index, "delta": {"message": {"content": {kind: text}}}})
 
 
+def tool_plan(text: str) -> bytes:
+    return sse({"type": "tool-plan-delta", "delta": {"message": {"tool_plan": text}}})
+
+
+def tool_call(name: str, arguments: str = "", tool_id: str = "get_weather_1byjy32y4hvq") -> dict[str, Any]:
+    """As in a blocking answer. In a stream it begins without its arguments."""
+    return {"id": tool_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def call_start(index: int, call: Mapping[str, Any]) -> bytes:
+    return sse({"type": "tool-call-start", "index": index, "delta": {"message": {"tool_calls": call}}})
+
+
+def call_delta(index: int, arguments: str) -> bytes:
+    call = {"function": {"arguments": arguments}}
+    return sse({"type": "tool-call-delta", "index": index, "delta": {"message": {"tool_calls": call}}})
+
+
+def call_end(index: int) -> bytes:
+    return sse({"type": "tool-call-end", "index": index})
+
+
+def answered(*calls: Mapping[str, Any], finish: str = "TOOL_CALL", **message: Any) -> dict[str, Any]:
+    """A blocking answer that calls tools."""
+    said = {"role": "assistant", "tool_plan": "I will look it up.", "tool_calls": list(calls)} | message
+    return {"id": _ID, "message": said, "finish_reason": finish, "usage": counts(9, 5)}
+
+
 def message_end(finish: str | None, usage: Mapping[str, Any] | None = None, **others: Any) -> bytes:
     """The last event; `others` go beside the finish reason."""
     end = {"finish_reason": finish, **others} | ({} if usage is None else {"usage": usage})

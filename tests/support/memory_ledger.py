@@ -13,13 +13,15 @@ from headgate.stores.posting import post
 class MemoryLedger:
     """core.ports.Ledger. What was asked is committed `turns` turns later, in order, whoever still waits.
 
-    `problem`: every commit fails with it and changes nothing. `rows` are the usage rows as they were settled.
+    `problem`: every commit fails with it and changes nothing. `rows` are the usage rows as they were settled,
+    `amounts` what was held, in order.
     """
 
     def __init__(self, balances: dict[str, int] | None = None, *, turns: int = 2) -> None:
         self.balances = dict(balances or {})
         self.credited = dict(self.balances)
         self.holds: dict[str, Hold] = {}
+        self.amounts: list[int] = []
         self.rows: list[UsageRow] = []
         self.settled: list[str] = []
         self.checkpoints: list[tuple[UsageRow, ...]] = []
@@ -32,6 +34,7 @@ class MemoryLedger:
             if available < hold.amount:
                 raise InsufficientFunds(hold.amount, available)
             self.holds[hold.id] = hold
+            self.amounts.append(hold.amount)
 
         return self._submit(commit)
 

@@ -4,13 +4,14 @@ import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
+from random import Random
 from typing import Any
 
 from tests.support.clock import ManualClock
 from tests.support.jobs import model
 from tests.support.memory_ledger import MemoryLedger
 
-from headgate.config import LimitSettings, Margins
+from headgate.config import LimitSettings, Margins, RoutingSettings
 from headgate.core.accounts import App, Developer, Principal
 from headgate.core.completion import Answer, Chunk, CompletionRequest, Message, Prompt, StreamEnd
 from headgate.core.models import Catalog, ModelSpec
@@ -18,12 +19,15 @@ from headgate.core.money import MarginPPM
 from headgate.core.ports import Ledger, Provider
 from headgate.providers.fake import Fake
 from headgate.service.billing import Billing
+from headgate.service.circuits import Circuits
 from headgate.service.complete import Completions
 from headgate.service.ids import Ids
 from headgate.service.limits import Limiter
 from headgate.service.margins import MarginRules
 from headgate.service.metrics import Metrics
 from headgate.service.planning import Planner
+from headgate.service.routing import Router
+from headgate.service.serving import Serving
 from headgate.service.streams import Running, RunningStream, Streams
 
 ANN = Principal(account="ann", key_id="key-1")
@@ -95,21 +99,24 @@ class Workbench:
         developers: Mapping[str, Developer] | None = None,
         limits: LimitSettings | None = None,
         clock: ManualClock | None = None,
+        routing: RoutingSettings | None = None,
     ) -> None:
         self.clock = clock or ManualClock()
         self.memory = MemoryLedger({"ann": RICH})
         self.ledger: Ledger = ledger or self.memory
         self.fake = Fake()
         self.providers: dict[str, Provider] = {fake.name: fake for fake in fakes or (self.fake,)}
-        self.planner = Planner(
-            Catalog(models or (spec(),)), self.providers, MarginRules(margins, apps or {}), developers or {}
-        )
+        self.metrics = Metrics()
+        rules = routing or RoutingSettings(retries=0, breaker_failures=0)
+        self.circuits = Circuits(rules, self.clock)
+        self.serving = Serving(Catalog(models or (spec(),)), self.providers, self.circuits)
+        router = Router(self.circuits, rules, self.metrics, Random(7))
+        self.planner = Planner(self.serving, router, MarginRules(margins, apps or {}), developers or {})
         self.limiter = Limiter(limits or LimitSettings(), self.clock)
         self.billing = Billing(self.ledger, self.clock, margins.platform_share_percent, Ids())
         self.streams = Streams()
-        self.metrics = Metrics()
         self.completions = Completions(
-            self.planner, self.limiter, self.billing, self.streams, self.clock, self.metrics
+            self.planner, router, self.limiter, self.billing, self.streams, self.clock, self.metrics
         )
 
     async def ask(

@@ -6,12 +6,31 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from headgate.config import Settings
 from headgate.service.accounts import Administration
 
 if TYPE_CHECKING:
     from headgate.core.models import ModelSpec
     from headgate.service.tokens import Tokens
+
+
+class Listed(Struct, frozen=True, kw_only=True):
+    """A name of the catalogue and what answers to it. `retired_from`: the provider that no longer has it."""
+
+    name: str
+    spec: "ModelSpec"
+    reason: str | None = None
+    retired_from: str | None = None
+
+    @property
+    def provider(self) -> str:
+        return self.retired_from or self.spec.provider
+
+    @property
+    def successor(self) -> str | None:
+        return None if self.retired_from is None else self.spec.name
 
 
 @contextmanager
@@ -44,10 +63,19 @@ def administration(settings: Settings) -> Iterator[Administration]:
     )
 
 
-def catalog(settings: Settings) -> "list[tuple[ModelSpec, str | None]]":
-    """Every model with the reason why it cannot be called, or None. Starts no engine."""
+def catalog(settings: Settings) -> "list[Listed]":
+    """Every name of the catalogue with the reason why it cannot be called, or None. Starts no engine."""
     from headgate.bootstrap.gateway import make_providers, model_specs
+    from headgate.config import retired_rows
+    from headgate.core.models import Catalog
+    from headgate.service.serving import Served
 
     specs = model_specs(settings)
-    providers = make_providers(settings, specs)
-    return [(spec, providers[spec.provider].unavailable(spec)) for spec in specs]
+    models = Catalog(specs, retired_rows(settings))
+    served = Served(models, make_providers(settings, specs))
+    rows = [Listed(name=spec.name, spec=spec, reason=served.unavailable(spec)) for spec in specs]
+    for retired in models.retired:
+        spec = models.resolve(f"{retired.provider}/{retired.name}")
+        reason = served.unavailable(spec)
+        rows.append(Listed(name=retired.name, spec=spec, reason=reason, retired_from=retired.provider))
+    return rows

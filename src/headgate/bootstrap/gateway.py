@@ -5,31 +5,49 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import MappingProxyType
 
+import stamina.instrumentation
 import structlog
+from msgspec.structs import replace
 
 from headgate.bootstrap.token_keys import load_tokens
-from headgate.config import ProviderSettings, Settings, check_apps, demo_model_path, model_spec
+from headgate.config import (
+    ConfigError,
+    ProviderSettings,
+    Settings,
+    check_apps,
+    demo_model_path,
+    model_spec,
+    retired_rows,
+    template_of,
+)
+from headgate.core.accounts import App
 from headgate.core.errors import LedgerUnavailable
 from headgate.core.models import Catalog, ModelSpec
 from headgate.core.ports import Clock, Provider
 from headgate.providers.anthropic import Anthropic
 from headgate.providers.cohere import Cohere
+from headgate.providers.egress.images import ImageFetcher
 from headgate.providers.embedded.provider import EmbeddedProvider
 from headgate.providers.embedded.spec import spec_for
 from headgate.providers.openai_compatible import OpenAICompatible
 from headgate.service.billing import Billing
+from headgate.service.circuits import Circuits
 from headgate.service.complete import Completions
 from headgate.service.gateway import EngineStatus, Gateway
 from headgate.service.identity import Identity
 from headgate.service.ids import Ids
+from headgate.service.images import Images
 from headgate.service.limits import Limiter
 from headgate.service.margins import MarginRules
 from headgate.service.metrics import Metrics
 from headgate.service.planning import Planner
+from headgate.service.routing import Router
+from headgate.service.serving import Serving
 from headgate.service.streams import Streams
 from headgate.stores.accounts import SqliteAccounts
 from headgate.stores.credentials import SqliteAccountStore
 from headgate.stores.database import open_database
+from headgate.stores.files import FolderFiles
 from headgate.stores.ledger import SqliteLedger
 from headgate.stores.lock import folder_lock
 
@@ -54,12 +72,13 @@ class SystemClock:
 
 
 def model_specs(settings: Settings) -> tuple[ModelSpec, ...]:
-    """The catalogue's rows; an embedded model's limits come from its GGUF."""
+    """The catalogue's rows but the retired ones; an embedded model's limits come from its GGUF."""
     return tuple(
-        spec_for(row, row.path or demo_model_path())
+        replace(spec_for(row, row.path or demo_model_path()), template=template_of(row.template))
         if row.provider == "embedded"
-        else model_spec(row, settings.providers[row.provider].kind)
+        else model_spec(row, settings.providers)
         for row in settings.models
+        if row.successor is None
     )
 
 
@@ -67,8 +86,25 @@ def make_providers(settings: Settings, specs: Sequence[ModelSpec]) -> dict[str, 
     """One provider per row of [providers], and the embedded one. Nothing is started or connected yet."""
     providers: dict[str, Provider] = {"embedded": EmbeddedProvider(specs, settings.embedded)}
     for name, row in settings.providers.items():
-        providers[name] = UPSTREAMS[row.kind](name, row, settings.key(row.api_key_env))
+        providers[name] = make_provider(settings, name, row)
     return providers
+
+
+def make_provider(settings: Settings, name: str, row: ProviderSettings) -> Provider:
+    return UPSTREAMS[row.kind](name, row, settings.key(row.api_key_env))
+
+
+def check_catalogue(
+    settings: Settings, specs: Sequence[ModelSpec], apps: Mapping[str, App] | None = None
+) -> Catalog:
+    """The catalogue of these models. ConfigError where a retired one has no successor, or an app's model cannot serve
+    it (`apps`: those that run already, else the settings')."""
+    try:
+        catalog = Catalog(specs, retired_rows(settings))
+    except ValueError as error:
+        raise ConfigError(f"{settings.source}: models: {error}") from None
+    check_apps(settings if apps is None else replace(settings, apps=apps), catalog)
+    return catalog
 
 
 @asynccontextmanager
@@ -81,13 +117,14 @@ async def open_gateway(
     ConfigError for an app its model cannot serve; LedgerUnavailable when the folder or its database cannot be used.
     """
     clock, ids = clock or SystemClock(), Ids()
+    # Retries are logged and counted where they are made; stamina would do so once more, in global counters.
+    stamina.instrumentation.set_on_retry_hooks(())
     async with AsyncExitStack() as stack:
         stack.enter_context(folder_lock(settings.data_dir))
         # Before the engines: while there is none yet, the command line takes the running server's file for lost.
         database = open_database(settings.data_dir, locked=True)
         specs = model_specs(settings)
-        models = Catalog(specs)
-        check_apps(settings, models)
+        models = check_catalogue(settings, specs)
         table = {**make_providers(settings, specs), **(providers or {})}
         embedded = table["embedded"]
         if isinstance(embedded, EmbeddedProvider):
@@ -107,17 +144,25 @@ async def open_gateway(
         stack.push_async_callback(accounts.close)
         billing = Billing(ledger, clock, settings.margins.platform_share_percent, ids)
         streams, metrics = Streams(), Metrics()
-        planner = Planner(models, table, MarginRules(settings.margins, settings.apps), settings.developers)
+        circuits = Circuits(settings.routing, clock)
+        serving = Serving(models, table, circuits)
+        router = Router(circuits, settings.routing, metrics)
+        margins = MarginRules(settings.margins, settings.apps)
+        files = FolderFiles(settings.data_dir / "files", clock, settings.files.max_total_bytes)
+        fetcher = ImageFetcher(settings.files.max_bytes)
+        stack.push_async_callback(fetcher.aclose)
+        images = Images(fetcher, files, settings.files.max_bytes)
+        planner = Planner(serving, router, margins, settings.developers, images)
         gateway = Gateway(
             completions=Completions(
-                planner, Limiter(settings.limits, clock), billing, streams, clock, metrics
+                planner, router, Limiter(settings.limits, clock), billing, streams, clock, metrics
             ),
             identity=Identity(accounts, load_tokens(settings), clock),
             streams=streams,
             billing=billing,
             ledger=ledger,
-            catalog=models,
-            providers=table,
+            serving=serving,
+            files=files,
             metrics=metrics,
             clock=clock,
             ids=ids,

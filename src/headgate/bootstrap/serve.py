@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -13,6 +14,7 @@ from msgspec import Struct
 from headgate import logs
 from headgate.bootstrap import administration
 from headgate.bootstrap.gateway import open_gateway
+from headgate.bootstrap.reloading import Reloading
 from headgate.config import ConfigError, Settings
 from headgate.core.errors import NotFound
 from headgate.core.money import NANO_PER_USD, NanoUSD
@@ -38,13 +40,16 @@ class Demo(Struct, frozen=True, kw_only=True):
     token: str | None
 
 
-def serve(settings: Settings, *, host: str, port: int, demo: bool) -> None:
-    """Run until SIGTERM or SIGINT. ConfigError or LedgerUnavailable when it cannot start."""
+def serve(settings: Settings, *, host: str, port: int, demo: bool, read: Callable[[], Settings]) -> None:
+    """Run until SIGTERM or SIGINT; SIGHUP reloads the catalogue from what `read` reads.
+
+    ConfigError or LedgerUnavailable when it cannot start.
+    """
     logs.configure(settings.log)
-    uvloop.run(_serve(settings, host, port, demo))
+    uvloop.run(_serve(settings, host, port, demo, read))
 
 
-async def _serve(settings: Settings, host: str, port: int, demo: bool) -> None:
+async def _serve(settings: Settings, host: str, port: int, demo: bool, read: Callable[[], Settings]) -> None:
     with _listen(host, port) as listener:
         async with open_gateway(settings) as gateway:
             welcome = await asyncio.to_thread(_demo, settings) if demo else None
@@ -64,7 +69,11 @@ async def _serve(settings: Settings, host: str, port: int, demo: bool) -> None:
                 print(*lines, f"ready {url}", sep="\n", flush=True)
 
             app = HeadgateApp(route_table(settings, gateway, public_url), settings.server.cors_origins)
-            await DrainingServer(app, gateway, on_ready).serve(sockets=[listener])
+            reloading = Reloading(gateway, settings, read)
+            try:
+                await DrainingServer(app, gateway, on_ready, reloading.begin).serve(sockets=[listener])
+            finally:
+                await reloading.aclose()
 
 
 def _listen(host: str, port: int) -> socket.socket:

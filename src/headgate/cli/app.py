@@ -14,6 +14,7 @@ from headgate.cli.books import ledger, usage
 from headgate.cli.catalogue import apps, models
 from headgate.cli.keys import keys
 from headgate.cli.output import show_error
+from headgate.cli.reload import reload
 from headgate.cli.serve import serve
 from headgate.cli.tokens import tokens
 from headgate.config import ConfigError
@@ -50,6 +51,7 @@ def _defaults(group: Any, options: dict[str, object]) -> MutableMapping[str, Any
 
 
 app.command()(serve)
+app.command()(reload)
 app.add_typer(accounts, name="accounts")
 app.add_typer(keys, name="keys")
 app.add_typer(tokens, name="tokens")

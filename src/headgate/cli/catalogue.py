@@ -13,21 +13,27 @@ apps = typer.Typer(help="Show the configured apps.")
 
 @models.command("list")
 def list_models(config: arg.Config = None, json: arg.Json = False) -> None:
-    """List all models, and why one cannot be called now."""
-    rows = [(model.name, model.provider, reason) for model, reason in bootstrap.catalog(load(config))]
+    """List all models, why one cannot be called now, and which one answers for a retired one."""
+    rows = bootstrap.catalog(load(config))
     if json:
         show_json(
             {
                 "models": [
-                    {"name": name, "provider": provider, "available": reason is None, "reason": reason}
-                    for name, provider, reason in rows
+                    {
+                        "name": row.name,
+                        "provider": row.provider,
+                        "available": row.reason is None,
+                        "reason": row.reason,
+                        "successor": row.successor,
+                    }
+                    for row in rows
                 ]
             }
         )
         return
     show_table(
-        ("NAME", "PROVIDER", "AVAILABLE", "REASON"),
-        [(name, provider, reason is None, reason) for name, provider, reason in rows],
+        ("NAME", "PROVIDER", "AVAILABLE", "REASON", "SUCCESSOR"),
+        [(row.name, row.provider, row.reason is None, row.reason, row.successor) for row in rows],
         empty="There are no models.",
     )
 

@@ -1,5 +1,6 @@
 """`headgate serve`: the gateway in the foreground."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,4 +23,4 @@ def serve(
     # Imported here: `headgate --help` and the short commands do not need a server.
     from headgate.bootstrap.serve import serve as run
 
-    run(load(config), host=host, port=port, demo=demo)
+    run(load(config), host=host, port=port, demo=demo, read=partial(load, config))

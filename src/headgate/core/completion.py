@@ -156,7 +156,7 @@ class Job(Struct, frozen=True, kw_only=True):
     The choices it yields are numbered from 0; `first_index` places them in the answer. `prompt_index` says which of
     the request's prompts it answers. `best_of`: the provider itself chooses the n choices from so many candidates.
     `counts_prompt` is False for further calls whose prompt the provider does not bill again. `logprobs`, `echo` and
-    `suffix` as in CompletionRequest. `deadline`: when the answer must be whole, in seconds of the event loop's clock
+    `suffix` as in CompletionRequest. `deadline`: when the answer must be whole, in monotonic seconds
     (None: the provider's own limit).
     """
 

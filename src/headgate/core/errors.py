@@ -14,7 +14,8 @@ GatewayError
 ├── Overloaded                queue full, engine down, draining (retry_after seconds)
 ├── LedgerUnavailable         money cannot be recorded, so nothing is done
 ├── UpstreamError
-│   ├── UpstreamFailed        broken, unreachable, 5xx, 404, other 4xx
+│   ├── UpstreamFailed        broken, 5xx, 404, other 4xx
+│   │   └── ConnectionFailed  not reached, or lost on the way
 │   ├── UpstreamAuth          the upstream refuses *our* key
 │   ├── UpstreamUnavailable   503 or 529
 │   ├── UpstreamTimeout
@@ -172,6 +173,10 @@ class UpstreamError(GatewayError):
 
 class UpstreamFailed(UpstreamError):
     pass
+
+
+class ConnectionFailed(UpstreamFailed):
+    """The upstream could not be reached, or the connection to it broke. To clients it just failed."""
 
 
 class UpstreamAuth(UpstreamError):

@@ -156,6 +156,11 @@ class Catalog:
         is_its_own = requested in names or requested.removeprefix(f"{model.provider}/") in names
         return requested if is_its_own else model.name
 
+    def means(self, name: str, model: ModelSpec) -> bool:
+        """Whether the short name alone leads to the model."""
+        bearers = self._short.get(name)
+        return self._replaced.get(name) is model if bearers is None else bearers == [model]
+
     def short_name_is_unique(self, model: ModelSpec) -> bool:
         return len(self._short[model.name]) == 1
 

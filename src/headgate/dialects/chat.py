@@ -1,23 +1,15 @@
 """OpenAI's chat: POST /v1/chat/completions.
 
 https://platform.openai.com/docs/api-reference/chat/create
-Text in, text out. What else the API documents (tools, images, audio, ...) is refused by name.
+Text and images in, text and tool calls out. What else the API documents (audio, files, ...) is refused by name.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
 
-from headgate.core.completion import (
-    Answer,
-    Choice,
-    CompletionRequest,
-    Message,
-    ResponseFormat,
-    Role,
-)
+from headgate.core.completion import Answer, Choice, CompletionRequest
 from headgate.core.errors import InvalidRequest
 from headgate.dialects.base import (
     RequestContext,
@@ -25,17 +17,18 @@ from headgate.dialects.base import (
     token_limit,
     unsupported,
 )
+from headgate.dialects.chat_format import response_format
+from headgate.dialects.chat_messages import messages_of
 from headgate.dialects.chat_stream import ChatStream
+from headgate.dialects.chat_tools import tools_of
 from headgate.dialects.chat_wire import (
     COMPLETION,
+    AnswerCall,
     AnswerMessage,
+    CalledFunction,
     ChatBody,
     ChatChoice,
     ChatCompletion,
-    ChatMessage,
-    ContentPart,
-    FormatBody,
-    SchemaFormat,
     completion_id,
 )
 from headgate.dialects.openai import sampling_of
@@ -44,11 +37,6 @@ from headgate.dialects.openai_logprobs import chat_logprobs
 from headgate.dialects.openai_wire import usage_object, whole_answer
 
 ENDPOINT = "/v1/chat/completions"
-MOST_MESSAGES = 2048
-ROLES: Mapping[str, Role] = MappingProxyType(
-    {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-)
-ROLES_IN_WORDS = "system, developer, user or assistant"
 
 _NOTHING_ASKED: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
@@ -58,26 +46,21 @@ _NOTHING_ASKED: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "metadata": ({},),
         "modalities": (["text"],),
         "moderation": (),
-        "parallel_tool_calls": (True, False),
         "prediction": (),
         "reasoning_effort": (),
         "service_tier": ("auto", "default"),
         "store": (False,),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
         "verbosity": ("medium",),
         "web_search_options": (),
     }
 )
 """The documented parameters that are not honoured, and their values besides null that ask for nothing."""
 _INSTEAD: Mapping[str, str] = MappingProxyType(
-    dict.fromkeys(
-        ("tools", "functions"),
-        "by this version; describe the functions in a message, or ask for JSON with response_format",
-    )
+    {
+        "functions": "by this version; give them as tools",
+        "function_call": "by this version; give tools, and tool_choice with them",
+    }
 )
-_SCHEMA_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_OTHER_PARTS = frozenset({"image_url", "input_audio", "file", "refusal"})
 
 _encode = msgspec.json.Encoder().encode
 
@@ -90,7 +73,7 @@ class OpenAIChat(OpenAIForm[ChatBody]):
     def _parse(self, wire: ChatBody, context: RequestContext) -> CompletionRequest:
         if not wire.model:
             raise InvalidRequest("model is required.", param="model")
-        messages = _messages(wire.messages)
+        messages = messages_of(wire.messages)
         n = integer(wire.n, "n", 1, 128) or 1
         if n > self._caps.max_choices:
             allowed = f"at most {self._caps.max_choices} choices in all"
@@ -100,7 +83,8 @@ class OpenAIChat(OpenAIForm[ChatBody]):
         )
         sampling = sampling_of(wire, self._caps)
         logprobs = _logprobs(wire)
-        response_format = _response_format(wire.response_format)
+        wanted_format = response_format(wire.response_format)
+        tools = tools_of(wire)
         _refuse_unsupported(wire)
         return CompletionRequest(
             request_id=context.request_id,
@@ -112,7 +96,9 @@ class OpenAIChat(OpenAIForm[ChatBody]):
             messages=messages,
             n=n,
             logprobs=logprobs,
-            response_format=response_format,
+            response_format=wanted_format,
+            tools=tools,
+            looks=any([message.parts for message in messages]),
             max_tokens=max_tokens,
             max_tokens_param=max_tokens_param,
             sampling=sampling,
@@ -145,58 +131,18 @@ class OpenAIChat(OpenAIForm[ChatBody]):
 def _choice(choice: Choice, most: int | None) -> ChatChoice:
     return ChatChoice(
         index=choice.index,
-        message=AnswerMessage(content=choice.text),
+        message=_calling(choice) if choice.tool_calls else AnswerMessage(content=choice.text),
         logprobs=None if most is None else chat_logprobs(choice.logprobs or (), most),
         finish_reason=choice.finish_reason,
     )
 
 
-def _messages(messages: Sequence[ChatMessage] | None) -> tuple[Message, ...]:
-    if messages is None:
-        raise InvalidRequest("messages is required.", param="messages")
-    if not 1 <= len(messages) <= MOST_MESSAGES:
-        allowed = f"a list of 1 to {MOST_MESSAGES} messages"
-        raise InvalidRequest(f"messages must be {allowed}.", param="messages", allowed=allowed)
-    return tuple([_message(message, f"messages[{index}]") for index, message in enumerate(messages)])
-
-
-def _message(message: ChatMessage, where: str) -> Message:
-    role = ROLES.get(message.role or "")
-    if role is None:
-        if message.role in ("tool", "function"):
-            raise unsupported(f"{where}.role", f"as {message.role} by this version; give {ROLES_IN_WORDS}")
-        raise InvalidRequest(
-            f"{where}.role must be {ROLES_IN_WORDS}.", param=f"{where}.role", allowed=ROLES_IN_WORDS
-        )
-    for name in ("name", "tool_calls", "function_call", "tool_call_id", "audio", "refusal"):
-        if getattr(message, name) not in (None, []):
-            raise unsupported(
-                f"{where}.{name}", "by this version, whose messages have a role and content alone"
-            )
-    content = message.content
-    if content is None and role == "assistant":
-        content = ""
-    if not isinstance(content, str):
-        content = _joined(content, f"{where}.content")
-    return Message(role=role, content=content)
-
-
-def _joined(parts: Sequence[ContentPart] | None, where: str) -> str:
-    """The text of all parts, with nothing of ours between them."""
-    if not parts:
-        allowed = "a string or a non-empty list of text parts"
-        raise InvalidRequest(f"{where} must be {allowed}.", param=where, allowed=allowed)
-    return "".join([_text(part, f"{where}[{index}]") for index, part in enumerate(parts)])
-
-
-def _text(part: ContentPart, where: str) -> str:
-    if part.type in _OTHER_PARTS:
-        raise unsupported(where, f"as {part.type} by this version, which takes text parts only")
-    if part.type != "text":
-        raise InvalidRequest(f"{where}.type must be text.", param=f"{where}.type", allowed="text")
-    if part.text is None:
-        raise InvalidRequest(f"{where}.text is required.", param=f"{where}.text", allowed="a string")
-    return part.text
+def _calling(choice: Choice) -> AnswerMessage:
+    calls = [
+        AnswerCall(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
+        for call in choice.tool_calls
+    ]
+    return AnswerMessage(content=choice.text or None, tool_calls=tuple(calls))
 
 
 def _logprobs(wire: ChatBody) -> int | None:
@@ -209,56 +155,6 @@ def _logprobs(wire: ChatBody) -> int | None:
             "top_logprobs needs logprobs to be true.", param="top_logprobs", allowed="0 without logprobs"
         )
     return None
-
-
-def _response_format(wire: FormatBody | None) -> ResponseFormat | None:
-    if wire is None:
-        return None
-    if wire.json_schema is not None and wire.type != "json_schema":
-        allowed = "null where response_format.type is not json_schema"
-        raise InvalidRequest(
-            "response_format.json_schema goes with response_format.type json_schema only.",
-            param="response_format.json_schema",
-            allowed=allowed,
-        )
-    if wire.type == "text":
-        return None
-    if wire.type == "json_object":
-        return ResponseFormat(kind="json_object")
-    if wire.type == "json_schema":
-        return _schema_format(wire.json_schema)
-    allowed = "text, json_object or json_schema"
-    raise InvalidRequest(
-        f"response_format.type must be {allowed}.", param="response_format.type", allowed=allowed
-    )
-
-
-def _schema_format(wire: SchemaFormat | None) -> ResponseFormat:
-    where = "response_format.json_schema"
-    if wire is None:
-        raise InvalidRequest(f"{where} is required with type json_schema.", param=where)
-    if not _SCHEMA_NAME.fullmatch(wire.name or ""):
-        allowed = "1 to 64 letters, digits, underscores or dashes"
-        raise InvalidRequest(f"{where}.name must be {allowed}.", param=f"{where}.name", allowed=allowed)
-    return ResponseFormat(
-        kind="json_schema",
-        schema=_schema(wire.schema, f"{where}.schema"),
-        name=wire.name,
-        description=wire.description,
-        strict=wire.strict,
-    )
-
-
-def _schema(raw: msgspec.Raw, where: str) -> bytes:
-    """The schema as JSON text. Its values were skipped when the body was read, so they are looked at here."""
-    try:
-        schema = msgspec.json.decode(raw) if raw else None
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"{where} cannot be read: {error}.", param=where) from None
-    if not isinstance(schema, dict):
-        allowed = "an object (a JSON schema)"
-        raise InvalidRequest(f"{where} must be {allowed}.", param=where, allowed=allowed)
-    return bytes(raw)
 
 
 def _refuse_unsupported(wire: ChatBody) -> None:

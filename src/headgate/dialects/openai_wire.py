@@ -13,6 +13,7 @@ FINISH_REASONS: tuple[FinishReason | None, ...] = (
     None,
     "stop",
     "length",
+    "tool_calls",
     "content_filter",
     "error",
     "timeout",

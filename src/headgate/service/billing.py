@@ -18,7 +18,7 @@ from headgate.core.money import FemtoUSD, NanoUSD, cost_of, platform_share, pric
 from headgate.core.ports import Clock, Ledger
 from headgate.service.ids import Ids
 from headgate.service.meter import Meter, ModelMeter
-from headgate.service.planning import Plan, PlannedModel
+from headgate.service.plan import Plan, PlannedModel
 
 log = structlog.get_logger("headgate.billing")
 
@@ -83,10 +83,15 @@ class Billing:
         rows: list[UsageRow] = []
         for model in meter.models:
             # A failed model of a blocking answer gave the client nothing.
-            charge = self._charge(model, keep=keep and (model.failure is None or plan.request.stream))
+            kept = keep and (model.failure is None or (plan.request.stream and model.produced))
+            charge = self._charge(model, kept=kept)
             charges.append(charge)
             error = model.failure.kind if model.failure is not None else reason
-            rows.append(self._row(plan, model.planned, charge=charge, error=error))
+            row = self._row(plan, model.planned, charge=charge, error=error)
+            failed = model.failed_cost(charged=kept)
+            if failed or model.attempts:
+                row = structs.replace(row, attempts=model.attempts, failed_cost=cost_of(failed))
+            rows.append(row)
         return Bill(charges, tuple(rows))
 
     async def close(self, hold: Hold, bill: Bill, fallback: Callable[[], Bill]) -> Settlement:
@@ -134,16 +139,15 @@ class Billing:
         if self._unclosed:
             await asyncio.wait(tuple(self._unclosed), timeout=2)
 
-    def _charge(self, model: ModelMeter, *, keep: bool) -> Charge:
+    def _charge(self, model: ModelMeter, *, kept: bool) -> Charge:
         planned = model.planned
-        owed = keep if model.failure is None else keep and model.produced
         usage = model.usage()
-        if not owed:
+        if not kept:
             usage = Usage(prompt_tokens=0, completion_tokens=0, source=usage.source)
         exact_input, exact_output = model.exact(usage)
         exact = FemtoUSD(exact_input + exact_output)
         whole = price_of(exact, planned.margin)
-        price = min(whole, planned.ceiling)
+        price = min(whole, model.hold)
         return Charge(
             model=planned.spec.name,
             provider=planned.spec.provider,

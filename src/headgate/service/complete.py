@@ -25,12 +25,14 @@ from headgate.core.completion import (
     StreamEnd,
 )
 from headgate.core.errors import GatewayError, InternalError, Overloaded, UpstreamFailed, UpstreamTimeout
-from headgate.core.ports import Clock
+from headgate.core.ports import Clock, Provider
 from headgate.service.billing import Bill, Billing
 from headgate.service.limits import Limiter
 from headgate.service.meter import JobMeter, Meter, ModelMeter
 from headgate.service.metrics import Metrics
-from headgate.service.planning import Plan, Planner
+from headgate.service.plan import Plan
+from headgate.service.planning import Planner
+from headgate.service.routing import Router, moves_on
 from headgate.service.streams import Running, RunningStream, Streams
 
 log = structlog.get_logger("headgate.complete")
@@ -40,6 +42,7 @@ class Completions:
     def __init__(
         self,
         planner: Planner,
+        router: Router,
         limits: Limiter,
         billing: Billing,
         streams: Streams,
@@ -47,6 +50,7 @@ class Completions:
         metrics: Metrics,
     ) -> None:
         self._planner = planner
+        self._router = router
         self._limits = limits
         self._billing = billing
         self._streams = streams
@@ -108,8 +112,8 @@ class Completions:
         except BaseException:
             self._limits.used(principal, plan.token_ceiling, 0)
             raise
-        running.providers = _serving(plan)
         meter = Meter(plan.models)
+        _name_servers(running, meter)
         self._metered[id(meter)] = (plan, meter, hold)
         failure: GatewayError | None = None
         try:
@@ -141,19 +145,16 @@ class Completions:
 
     async def _call(self, plan: Plan, meter: Meter, running: Running) -> None:
         if len(meter.models) == 1:
-            await self._call_model(plan, meter.models[0], running)
+            await self._call_model(plan, meter, meter.models[0], running)
         else:
-            await _together([self._call_model(plan, model, running) for model in meter.models])
+            await _together([self._call_model(plan, meter, model, running) for model in meter.models])
 
-    async def _call_model(self, plan: Plan, model: ModelMeter, running: Running) -> None:
+    async def _call_model(self, plan: Plan, meter: Meter, model: ModelMeter, running: Running) -> None:
         started = self._clock.monotonic()
         try:
             if model.failure is not None:
                 raise model.failure
-            if len(model.jobs) == 1:
-                await self._call_job(plan, model, model.jobs[0], running)
-            else:
-                await _together([self._call_job(plan, model, job, running) for job in model.jobs])
+            await self._serve_model(plan, meter, model, running)
         except GatewayError as error:
             model.failure = error
             if not plan.request.partial_failure:
@@ -163,11 +164,60 @@ class Completions:
         finally:
             model.elapsed_s = self._clock.monotonic() - started
 
+    async def _serve_model(self, plan: Plan, meter: Meter, model: ModelMeter, running: Running) -> None:
+        """Ask the planned deployment, then the alternatives while they fail and nothing has left for the client.
+
+        Raises the first failure: the others are of models that the client did not name.
+        """
+        try:
+            await self._call_jobs(plan, model, running)
+        except GatewayError as error:
+            first = error
+        else:
+            return
+        for alternative in model.planned.alternatives:
+            if not moves_on(first) or (plan.request.stream and model.produced):
+                break
+            log.warning(
+                "falling back",
+                request_id=plan.request.request_id,
+                model=alternative.spec.name,
+                provider=alternative.spec.provider,
+                kind=first.kind,
+            )
+            self._metrics.fallback(model.planned.spec, alternative.spec)
+            model.switch(alternative)
+            _name_servers(running, meter)
+            try:
+                await self._call_jobs(plan, model, running)
+            except GatewayError as error:
+                log.warning("fallback failed", request_id=plan.request.request_id, kind=error.kind)
+                if not moves_on(error):
+                    raise
+            else:
+                return
+        raise first
+
+    async def _call_jobs(self, plan: Plan, model: ModelMeter, running: Running) -> None:
+        if len(model.jobs) == 1:
+            await self._call_job(plan, model, model.jobs[0], running)
+        else:
+            await _together([self._call_job(plan, model, job, running) for job in model.jobs])
+
     async def _call_job(self, plan: Plan, model: ModelMeter, meter: JobMeter, running: Running) -> None:
-        job, provider = meter.planned.job, model.planned.provider
-        if (nothing := _nothing(job)) is not None:
+        if (nothing := _nothing(meter.planned.job)) is not None:
             await self._hand_on(nothing, meter, running)
-        elif plan.request.stream or provider.stream_only:
+            return
+        await self._router.call(
+            meter,
+            partial(self._ask, plan, model.planned.provider, meter, running),
+            patient=model.planned.patient,
+            streams=plan.request.stream,
+        )
+
+    async def _ask(self, plan: Plan, provider: Provider, meter: JobMeter, running: Running) -> None:
+        job = meter.planned.job
+        if plan.request.stream or provider.stream_only:
             async with aclosing(provider.stream(job, meter.mark_sent)) as chunks:
                 async for batch in chunks:
                     await self._hand_on(batch, meter, running)
@@ -209,7 +259,7 @@ class Completions:
             models=tuple(
                 ModelAnswer(
                     requested=model.planned.requested,
-                    model=model.planned.requested,
+                    model=model.planned.requested if model.failure is not None else model.planned.shown,
                     provider=model.planned.spec.provider,
                     spec=model.planned.spec,
                     choices=model.choices(plan.request) if model.failure is None else (),
@@ -317,9 +367,13 @@ def _placed(chunk: Chunk, first: int) -> Chunk:
     return structs.replace(chunk, index=chunk.index + first)
 
 
-def _serving(plan: Plan) -> str:
-    names = (model.spec.provider for model in plan.models if model.failure is None)
-    return ", ".join(dict.fromkeys(names))
+def _name_servers(running: Running, meter: Meter) -> None:
+    """What serves each model, and under which name, for the headers and chunks of a stream that begins now."""
+    served = [model.planned for model in meter.models]
+    running.providers = ", ".join(
+        dict.fromkeys(planned.spec.provider for planned in served if planned.failure is None)
+    )
+    running.served[:] = [planned.shown for planned in served]
 
 
 def _tokens(bill: Bill) -> int:

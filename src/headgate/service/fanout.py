@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from headgate.core.completion import Choice, CompletionRequest, Job, Prompt, Sampling
 from headgate.core.models import ModelSpec
-from headgate.service.mapping import shape_for, transcript
+from headgate.service.mapping import sampling_for, shape_for, transcript
 
 SEED_STRIDE = 2_654_435_761
 """A prime near 2**32 divided by the golden ratio: multiples of it lie far apart, also in 32 bits."""
@@ -35,7 +35,7 @@ def jobs_for(request: CompletionRequest, spec: ModelSpec, first_index: int) -> I
         prompts = (None,)
         if shape == "completion":
             # Words of end users: special tokens in them stay text here too.
-            prompts, messages, plain = (transcript(messages),), None, True
+            prompts, messages, plain = (transcript(messages, spec.template),), None, True
     else:
         prompts = request.prompts or ()
     wanted = request.best_of or request.n
@@ -43,6 +43,7 @@ def jobs_for(request: CompletionRequest, spec: ModelSpec, first_index: int) -> I
     logprobs = request.logprobs
     if request.best_of is not None and not chooses and logprobs is None:
         logprobs = 0  # to choose by
+    sampling = sampling_for(request.sampling, spec) if spec.refuses else request.sampling
     for prompt_index, prompt in enumerate(prompts):
         for call in range(1 if spec.takes_n else wanted):
             yield Job(
@@ -55,11 +56,12 @@ def jobs_for(request: CompletionRequest, spec: ModelSpec, first_index: int) -> I
                 n=(request.n if chooses else wanted) if spec.takes_n else 1,
                 best_of=request.best_of if chooses else None,
                 max_tokens=0,
-                sampling=_nth_seed(request.sampling, prompt_index * wanted + call),
+                sampling=_nth_seed(sampling, prompt_index * wanted + call),
                 logprobs=logprobs,
                 echo=request.echo,
                 suffix=request.suffix,
                 response_format=request.response_format,
+                tools=request.tools,
                 first_index=first_index + prompt_index * request.n + call,
                 prompt_index=prompt_index,
                 counts_prompt=call == 0 or spec.bills_prompt_per_call,

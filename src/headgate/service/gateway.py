@@ -10,12 +10,14 @@ import structlog
 from headgate.core.accounts import Balance, Principal
 from headgate.core.errors import InvalidCredentials, LedgerUnavailable
 from headgate.core.models import Catalog, ModelSpec
-from headgate.core.ports import Clock, Ledger, Provider
+from headgate.core.ports import Clock, Files, Ledger
 from headgate.service.billing import Billing
+from headgate.service.circuits import CircuitStatus
 from headgate.service.complete import Completions
 from headgate.service.identity import Identity
 from headgate.service.ids import Ids
 from headgate.service.metrics import Metrics
+from headgate.service.serving import Serving
 from headgate.service.streams import Streams
 from headgate.service.tokenizing import Tokenizing
 
@@ -45,8 +47,8 @@ class Gateway:
         streams: Streams,
         billing: Billing,
         ledger: Ledger,
-        catalog: Catalog,
-        providers: Mapping[str, Provider],
+        serving: Serving,
+        files: Files,
         metrics: Metrics,
         clock: Clock,
         ids: Ids,
@@ -57,9 +59,9 @@ class Gateway:
         self.identity = identity
         self.streams = streams
         self.ledger = ledger
-        self.catalog = catalog
-        self.providers = providers
-        self.tokenizing = Tokenizing(catalog, providers)
+        self.serving = serving
+        self.files = files
+        self.tokenizing = Tokenizing(serving)
         self.metrics = metrics
         self.clock = clock
         self.ids = ids
@@ -75,7 +77,12 @@ class Gateway:
 
     def unavailable(self, spec: ModelSpec) -> str | None:
         """Why the model cannot be called now, or None."""
-        return self.providers[spec.provider].unavailable(spec)
+        return self.serving.unavailable(spec)
+
+    @property
+    def catalog(self) -> Catalog:
+        """The one in force now."""
+        return self.serving.now.catalog
 
     async def balance(self, principal: Principal) -> Balance:
         """The caller's own balance. LedgerUnavailable when it cannot be read."""
@@ -103,10 +110,15 @@ class Gateway:
             for name, status in self._engine_statuses().items()
         }
 
+    def deployments(self) -> list[CircuitStatus]:
+        """Upstream models that are left alone now, or were until a moment ago: what is well is not listed."""
+        return [status for status in self.serving.circuits if status.reason is not None]
+
     def exposition(self) -> bytes:
         """Metrics in the Prometheus text format."""
         self.metrics.running.set(len(self.streams))
         self.metrics.open_holds.set(self.completions.open_holds)
+        self.metrics.circuits(self.serving.circuits)
         return self.metrics.exposition()
 
     async def drain(self) -> None:
@@ -128,7 +140,7 @@ class Gateway:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._checkpoints
         await self._billing.aclose()
-        for provider in self.providers.values():
+        for provider in self.serving.now.providers.values():
             await provider.aclose()
 
     async def _checkpoint(self) -> None:

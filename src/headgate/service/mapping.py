@@ -1,8 +1,20 @@
 """What can be mapped onto a model, and what cannot: the latter is refused by name, never quietly left out."""
 
-from headgate.core.completion import CompletionRequest, Message, Shape
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import msgspec
+
+from headgate.core.completion import CompletionRequest, Image, Message, Sampling, Shape
 from headgate.core.errors import InvalidRequest
-from headgate.core.models import ModelSpec
+from headgate.core.models import ModelSpec, Template
+
+NEUTRAL: Mapping[str, object] = MappingProxyType(
+    {"temperature": 1, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0, "n": 1, "suffix": ""}
+)
+"""What asks for nothing. Clients send it out of habit, so it is left out where the parameter is refused."""
+_ASKED = frozenset(("n", "best_of", "logprobs", "echo", "suffix", "response_format", "tools"))
+"""Parameters that are the request's own; the others steer its sampling."""
 
 
 def shape_for(request: CompletionRequest, spec: ModelSpec) -> Shape:
@@ -13,14 +25,33 @@ def shape_for(request: CompletionRequest, spec: ModelSpec) -> Shape:
     return "completion" if spec.completes else "chat"
 
 
-def transcript(messages: tuple[Message, ...]) -> str:
+def transcript(messages: tuple[Message, ...], template: Template | None = None) -> str:
     """A conversation as text, for models that only complete."""
-    lines = [f"{message.role.capitalize()}: {message.content}" for message in messages]
-    return "\n".join([*lines, "Assistant:"])
+    if template is None:
+        lines = [f"{message.role.capitalize()}: {message.content}" for message in messages]
+        return "\n".join([*lines, "Assistant:"])
+    around = {"system": template.system, "user": template.user, "assistant": template.assistant}
+    turns = [(around[message.role], message.content) for message in messages]
+    written = "".join([f"{before}{content}{after}" for (before, after), content in turns])
+    return template.start + written + template.answer
+
+
+def sampling_for(sampling: Sampling, spec: ModelSpec) -> Sampling:
+    """The sampling without the neutral values of what the model's upstream refuses to hear of at all."""
+    silent: dict[str, object] = {
+        name: None for name in spec.refuses if getattr(sampling, name, None) == NEUTRAL.get(name, ...)
+    }
+    return msgspec.structs.replace(sampling, **silent) if silent else sampling
 
 
 def check_mapping(request: CompletionRequest, spec: ModelSpec) -> None:
     """InvalidRequest naming the first parameter that this model cannot honour."""
+    if spec.refuses:
+        _check_refusals(request, spec)
+    if request.looks and not spec.vision:
+        raise _cannot(_first_image(request), spec, "does not look at images")
+    if not spec.tools:
+        _check_no_tools(request, spec)
     if not spec.logprobs:
         if request.logprobs is not None:
             raise _cannot("logprobs", spec, "gives no log probabilities")
@@ -30,6 +61,8 @@ def check_mapping(request: CompletionRequest, spec: ModelSpec) -> None:
     if shape == "completion":
         if request.response_format is not None and not spec.constrains:
             raise _cannot("response_format", spec, "only completes text")
+        if request.messages is not None and spec.template is not None:
+            _check_template(request.messages, spec.template)
         return
     if request.suffix is not None:
         raise _cannot("suffix", spec, "only chats")
@@ -41,6 +74,47 @@ def check_mapping(request: CompletionRequest, spec: ModelSpec) -> None:
         raise _cannot("echo", spec, "only chats, so it cannot score a prompt: leave echo or logprobs out")
     if any(not isinstance(prompt, str) for prompt in request.prompts or ()):
         raise _cannot("prompt", spec, "only chats, so it takes text and no token ids")
+
+
+def _check_refusals(request: CompletionRequest, spec: ModelSpec) -> None:
+    """Parameters that the model's upstream has no ear for, unless their value asks for nothing."""
+    for name in spec.refuses:
+        given = getattr(request.sampling, name, None)
+        if name in _ASKED:
+            given = getattr(request, name)
+        if given not in (None, (), False) and given != NEUTRAL.get(name):
+            raise _cannot(name, spec, "takes none")
+
+
+def _check_no_tools(request: CompletionRequest, spec: ModelSpec) -> None:
+    if request.tools is not None:
+        raise _cannot("tools", spec, "calls none")
+    for index, message in enumerate(request.messages or ()):
+        if message.tool_calls or message.role == "tool":
+            param = "tool_calls" if message.tool_calls else "role"
+            raise _cannot(f"messages[{index}].{param}", spec, "calls no tools")
+
+
+def _first_image(request: CompletionRequest) -> str:
+    parts = (part for message in request.messages or () for part in message.parts)
+    return next((part.param for part in parts if isinstance(part, Image)), "messages")
+
+
+def _check_template(messages: tuple[Message, ...], template: Template) -> None:
+    """Words of end users must not pass for the template's own marks."""
+    marks = {
+        mark.strip()
+        for mark in (template.start, template.answer, *template.system, *template.user, *template.assistant)
+        if "<" in mark or "[" in mark
+    }
+    for index, message in enumerate(messages):
+        if any(mark in message.content for mark in marks):
+            allowed = "text without the marks of the model's conversation template"
+            raise InvalidRequest(
+                f"messages[{index}].content must be {allowed}.",
+                param=f"messages[{index}].content",
+                allowed=allowed,
+            )
 
 
 def _cannot(param: str, spec: ModelSpec, why: str) -> InvalidRequest:

@@ -3,7 +3,7 @@
 The provider's own figures win, a reported zero included; then exact tokens; then an estimate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from headgate.core.completion import (
     Choice,
@@ -12,14 +12,17 @@ from headgate.core.completion import (
     CompletionRequest,
     FinishReason,
     TokenLogprob,
+    ToolCall,
+    ToolCallPiece,
     Usage,
     UsageSource,
 )
-from headgate.core.errors import GatewayError
+from headgate.core.errors import GatewayError, UpstreamError
+from headgate.core.models import ModelSpec
 from headgate.core.money import FemtoUSD
 from headgate.service.estimates import likely_in_text
 from headgate.service.fanout import Candidate, choose
-from headgate.service.planning import PlannedJob, PlannedModel
+from headgate.service.plan import PlannedJob, PlannedModel
 
 
 class JobMeter:
@@ -27,6 +30,7 @@ class JobMeter:
 
     __slots__ = (
         "_bytes",
+        "_calls",
         "_echoed",
         "_finish",
         "_logprobs",
@@ -34,15 +38,23 @@ class JobMeter:
         "_tokens",
         "_tokens_known",
         "_usage",
+        "attempts",
         "dirty",
+        "failed_cost",
         "planned",
         "sent",
     )
 
     def __init__(self, planned: PlannedJob) -> None:
         self.planned = planned
-        self.sent = False
+        self.attempts = 0
+        self.failed_cost = 0
         self.dirty = False
+        self._begin()
+
+    def _begin(self) -> None:
+        planned = self.planned
+        self.sent = False
         self._pieces: list[list[str]] = [[] for _ in range(planned.job.n)]
         self._bytes = [0] * planned.job.n
         self._finish: list[FinishReason | None] = [None] * planned.job.n
@@ -50,7 +62,24 @@ class JobMeter:
         self._echoed = [0] * planned.job.n
         self._tokens = 0
         self._tokens_known = True
+        self._calls: list[dict[int, _Call]] | None = None
         self._usage: Usage | None = None
+
+    def failed(self, error: UpstreamError) -> None:
+        """An attempt failed; it may have reported usage before anything else came."""
+        if error.usage is not None and self._usage is None:
+            self._usage = error.usage
+
+    def restart(self) -> None:
+        """Forget a failed attempt, but not what the provider reported that it cost."""
+        self.failed_cost += self.reported_cost
+        self._begin()
+
+    @property
+    def reported_cost(self) -> FemtoUSD:
+        """What the provider's own figures come to; nothing where it gave none."""
+        usage = self._usage
+        return FemtoUSD(0) if usage is None else FemtoUSD(sum(exact_cost(self.planned.job.model, usage)))
 
     def mark_sent(self) -> None:
         """From now on the prompt is owed."""
@@ -78,6 +107,8 @@ class JobMeter:
                     self._tokens_known = False
             if chunk.tokens is not None:
                 self._tokens += chunk.tokens
+            if chunk.tool_calls is not None:
+                self._add_calls(index, chunk.tool_calls)
             if chunk.finish_reason is not None:
                 self._finish[index] = chunk.finish_reason
 
@@ -91,11 +122,17 @@ class JobMeter:
             self._bytes[choice.index] = max(0, len(choice.text.encode()) - echoed)
             self._finish[choice.index] = choice.finish_reason
             self._logprobs[choice.index] = list(choice.logprobs or ())
+            if choice.tool_calls:
+                whole = [
+                    ToolCallPiece(position, call.arguments, call.id, call.name)
+                    for position, call in enumerate(choice.tool_calls)
+                ]
+                self._add_calls(choice.index, whole)
 
     @property
     def produced(self) -> bool:
         """True once anything came that a client may have read."""
-        return any(self._pieces)
+        return any(self._pieces) or self._calls is not None
 
     def choices(self) -> list[Choice]:
         first = self.planned.job.first_index
@@ -106,9 +143,24 @@ class JobMeter:
                 text="".join(pieces),
                 finish_reason=self._finish[index],
                 logprobs=tuple(self._logprobs[index]) if asked else None,
+                tool_calls=() if self._calls is None else _tool_calls(self._calls[index]),
             )
             for index, pieces in enumerate(self._pieces)
         ]
+
+    def _add_calls(self, index: int, pieces: Sequence[ToolCallPiece]) -> None:
+        """What calls are made of counts as output, like text."""
+        if self._calls is None:
+            self._calls = [{} for _ in range(self.planned.job.n)]
+        calls = self._calls[index]
+        self._tokens_known = False
+        for piece in pieces:
+            call = calls.setdefault(piece.position, _Call())
+            call.id = call.id or piece.id
+            call.name = call.name or piece.name
+            if piece.arguments:
+                call.arguments.append(piece.arguments)
+            self._bytes[index] += len(piece.arguments.encode()) + len((piece.name or "").encode())
 
     def candidates(self) -> list[Candidate]:
         return [
@@ -144,14 +196,48 @@ class JobMeter:
         return Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached, source=source)
 
 
+class _Call:
+    """One tool call as it comes together."""
+
+    __slots__ = ("arguments", "id", "name")
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self.name: str | None = None
+        self.arguments: list[str] = []
+
+
 class ModelMeter:
-    """Sums the calls of one requested model. `failure` is why it gave nothing, or not all."""
+    """Sums the calls of one requested model. `failure` is why it gave nothing, or not all.
+
+    `planned` is what serves it: the first of its alternatives, until that fails. `hold` is its part of the hold.
+    """
 
     def __init__(self, planned: PlannedModel) -> None:
         self.planned = planned
+        self.hold = planned.ceiling
+        self._past_attempts = 0
+        self._past_cost = 0
         self.jobs = [JobMeter(job) for job in planned.jobs]
         self.failure: GatewayError | None = planned.failure
         self.elapsed_s = 0.0
+
+    def switch(self, planned: PlannedModel) -> None:
+        """Another deployment or model serves from now on; what came until then is forgotten, but not its cost."""
+        self._past_attempts = self.attempts
+        self._past_cost += sum(job.failed_cost + job.reported_cost for job in self.jobs)
+        self.planned = planned
+        self.jobs = [JobMeter(job) for job in planned.jobs]
+
+    @property
+    def attempts(self) -> int:
+        """How often providers were asked."""
+        return self._past_attempts + sum(job.attempts for job in self.jobs)
+
+    def failed_cost(self, *, charged: bool) -> FemtoUSD:
+        """What providers reported for attempts that gave nothing. Not `charged`: nor did the last one."""
+        last = 0 if charged else sum(job.reported_cost for job in self.jobs)
+        return FemtoUSD(self._past_cost + sum(job.failed_cost for job in self.jobs) + last)
 
     @property
     def produced(self) -> bool:
@@ -192,12 +278,23 @@ class ModelMeter:
         """The provider's cost before rounding: (input, output) in femto-USD. Nothing if it was never asked."""
         if not self.sent:
             return FemtoUSD(0), FemtoUSD(0)
-        spec = self.planned.spec
-        fresh = usage.prompt_tokens - usage.cached_tokens
-        return (
-            FemtoUSD(fresh * spec.input_rate + usage.cached_tokens * spec.cached_rate),
-            FemtoUSD(usage.completion_tokens * spec.output_rate),
-        )
+        return exact_cost(self.planned.spec, usage)
+
+
+def exact_cost(spec: ModelSpec, usage: Usage) -> tuple[FemtoUSD, FemtoUSD]:
+    """(input, output) in femto-USD."""
+    fresh = usage.prompt_tokens - usage.cached_tokens
+    return (
+        FemtoUSD(fresh * spec.input_rate + usage.cached_tokens * spec.cached_rate),
+        FemtoUSD(usage.completion_tokens * spec.output_rate),
+    )
+
+
+def _tool_calls(calls: Mapping[int, _Call]) -> tuple[ToolCall, ...]:
+    return tuple(
+        ToolCall(id=call.id or "", name=call.name or "", arguments="".join(call.arguments))
+        for _, call in sorted(calls.items())
+    )
 
 
 def _mean(entries: Sequence[TokenLogprob]) -> float | None:

@@ -1,13 +1,18 @@
 """What an operator watches, as Prometheus metrics. Labels are bounded: dialects, catalogue models, kinds."""
 
+from collections.abc import Iterable
+
 from msgspec import Struct
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from headgate.core.completion import Answer
 from headgate.core.errors import GatewayError
-from headgate.service.planning import Plan
+from headgate.core.models import ModelSpec
+from headgate.service.circuits import CircuitStatus
+from headgate.service.plan import Plan
 from headgate.service.streams import Running
 
+_STATES = {"closed": 0, "half_open": 1, "open": 2}
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 MODEL_LABELS = ("dialect", "model")
 
@@ -38,6 +43,18 @@ class Metrics:
         self.running = Gauge(
             "headgate_running_requests", "Requests under way in this process.", registry=self.registry
         )
+        self._attempts = self._counter(
+            "headgate_failed_attempts", "Calls to upstreams that failed.", ("provider", "model", "kind")
+        )
+        self._fallbacks = self._counter(
+            "headgate_fallbacks", "Models that another deployment or model stood in for.", ("model", "served")
+        )
+        self._circuits = Gauge(
+            "headgate_circuit_state",
+            "Whether a deployment is asked: 0 yes (closed), 1 one call may try (half open), 2 no (open).",
+            ("provider", "model"),
+            registry=self.registry,
+        )
         # Finding a labelled series costs more than counting in it, so they are kept once found.
         self._by_status: dict[tuple[str, int], Counter] = {}
         self._by_model: dict[tuple[str, str], _ModelSeries] = {}
@@ -66,6 +83,16 @@ class Metrics:
             series.charged.inc(charge.price)
             if charge.excess:
                 series.excess.inc(charge.excess)
+
+    def failed_attempt(self, spec: ModelSpec, error: GatewayError) -> None:
+        self._attempts.labels(spec.provider, spec.upstream_name, error.kind).inc()
+
+    def fallback(self, model: ModelSpec, served: ModelSpec) -> None:
+        self._fallbacks.labels(model.qualified_name, served.qualified_name).inc()
+
+    def circuits(self, statuses: Iterable[CircuitStatus]) -> None:
+        for status in statuses:
+            self._circuits.labels(status.provider, status.model).set(_STATES[status.state])
 
     def exposition(self) -> bytes:
         """The Prometheus text format."""

@@ -3,88 +3,63 @@
 Everything that can be refused without calling a model for text is refused here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
-from msgspec import Struct
 
 from headgate.core.accounts import Developer, Principal
-from headgate.core.completion import CompletionRequest, Job, Prompt
+from headgate.core.completion import CompletionRequest, Prompt
 from headgate.core.errors import GatewayError, InvalidRequest, ModelUnavailable
 from headgate.core.models import Catalog, ModelSpec
-from headgate.core.money import FemtoUSD, MarginPPM, NanoUSD, price_of
-from headgate.core.ports import Provider
-from headgate.service.estimates import at_least, at_most, likely
+from headgate.core.money import FemtoUSD, NanoUSD, price_of
 from headgate.service.fanout import jobs_for
 from headgate.service.mapping import check_mapping
 from headgate.service.margins import MarginRules
+from headgate.service.plan import Plan, PlannedJob, PlannedModel, bounded, ceiling_of, check_scores
+from headgate.service.routing import Router, moves_on
+from headgate.service.serving import Served, Serving
+
+if TYPE_CHECKING:
+    from headgate.service.images import Images
 
 MAX_USER = 512
-MAX_SCORES = 1_000_000
-"""Log probabilities in one answer: building and sending more would hold up everybody else."""
-
-
-class PlannedJob(Struct, frozen=True, kw_only=True):
-    """A call and its prompt's size in tokens: `counted` exactly (None: no tokenizer), `bound` at most."""
-
-    job: Job
-    counted: int | None
-    bound: int
-    likely: int
-
-
-class PlannedModel(Struct, frozen=True, kw_only=True):
-    """One requested model, its choices from `first_index` on.
-
-    `failure`: it cannot be called, but the request goes on without it.
-    """
-
-    requested: str
-    spec: ModelSpec
-    provider: Provider
-    margin: MarginPPM
-    first_index: int
-    jobs: tuple[PlannedJob, ...] = ()
-    ceiling: NanoUSD = NanoUSD(0)
-    failure: GatewayError | None = None
-
-
-class Plan(Struct, frozen=True, kw_only=True):
-    """What will be done. `ceiling` is the greatest possible price, `token_ceiling` the most tokens."""
-
-    request: CompletionRequest
-    principal: Principal
-    models: tuple[PlannedModel, ...]
-    developer: Developer | None
-    ceiling: NanoUSD
-    token_ceiling: int
 
 
 class Planner:
+    """`images` turns images that are named into images that are there."""
+
     def __init__(
         self,
-        catalog: Catalog,
-        providers: Mapping[str, Provider],
+        serving: Serving,
+        router: Router,
         margins: MarginRules,
         developers: Mapping[str, Developer],
+        images: "Images | None" = None,
     ) -> None:
-        self._catalog = catalog
-        self._providers = providers
+        self._serving = serving
+        self._router = router
         self._margins = margins
         self._developers = developers
+        self._images = images
 
     async def plan(self, request: CompletionRequest, principal: Principal) -> Plan:
         """Resolve, validate and price. Raises what the client did wrong, or why no model can be called."""
+        served = self._serving.now  # one reload's, whatever happens meanwhile
         check_user(request)
         developer = self._developer(request)
-        specs = [self._catalog.resolve(name) for name in request.models]
+        specs = [served.catalog.resolve(name) for name in request.models]
         for spec in specs:
             check_fields(request, spec)
-            check_mapping(request, spec)
+            check_entry(request, spec)
+        if request.looks and self._images is not None:
+            keep_urls = all(_passes_urls(one, served.catalog) for one in specs)
+            request = await self._images.load(request, principal, keep_urls=keep_urls)
+        deadline = self._router.deadline()
         models: list[PlannedModel] = []
         first_index = 0
         for requested, spec in zip(request.models, specs, strict=True):
-            model = await self._model(request, requested, spec, first_index)
+            model = await _Entries(self, served, request, requested, first_index, deadline).plan(spec)
             first_index += request.n * len(request.prompts or (None,))
             models.append(model)
         failures = [model.failure for model in models if model.failure is not None]
@@ -97,70 +72,8 @@ class Planner:
             developer=developer,
             ceiling=NanoUSD(sum(model.ceiling for model in models)),
             token_ceiling=sum(
-                (planned.bound if planned.job.counts_prompt else 0)
-                + planned.job.max_tokens * planned.job.candidates
-                for model in models
-                for planned in model.jobs
+                max(_tokens(planned) for planned in (model, *model.alternatives)) for model in models
             ),
-        )
-
-    def callable_models(self) -> str:
-        """Names of models that can be called now, for an error's advice; at most ten."""
-        names = [
-            spec.name
-            for spec in self._catalog.models
-            if self._providers[spec.provider].unavailable(spec) is None
-        ]
-        return ", ".join(names[:10]) + (", …" if len(names) > 10 else "") if names else "none"
-
-    async def _model(
-        self, request: CompletionRequest, requested: str, spec: ModelSpec, first_index: int
-    ) -> PlannedModel:
-        provider = self._providers[spec.provider]
-        margin = self._margins.margin_for(request, spec)
-
-        def without(failure: GatewayError) -> PlannedModel:
-            return PlannedModel(
-                requested=requested,
-                spec=spec,
-                provider=provider,
-                margin=margin,
-                first_index=first_index,
-                failure=failure,
-            )
-
-        reason = provider.unavailable(spec)
-        if reason is not None:
-            failure = ModelUnavailable(
-                f"The model {requested!r} is not available: {reason}. Models that work now: {self.callable_models()}.",
-                param="model",
-            )
-            if not request.partial_failure:
-                raise failure
-            return without(failure)
-        planned: list[PlannedJob] = []
-        counted: dict[Prompt | None, int | None] = {}
-        try:
-            for job in jobs_for(request, spec, first_index):
-                if job.prompt not in counted:
-                    counted[job.prompt] = await provider.count_prompt(job)
-                planned.append(bounded(request, job, counted[job.prompt]))
-        except InvalidRequest:
-            raise
-        except GatewayError as error:
-            if not request.partial_failure:
-                raise
-            return without(error)
-        check_scores(planned)
-        exact = FemtoUSD(sum(ceiling_of(item) for item in planned))
-        return PlannedModel(
-            requested=requested,
-            spec=spec,
-            provider=provider,
-            margin=margin,
-            first_index=first_index,
-            jobs=tuple(planned),
-            ceiling=price_of(exact, margin),
         )
 
     def _developer(self, request: CompletionRequest) -> Developer | None:
@@ -174,6 +87,135 @@ class Planner:
         if request.application_id is not None and request.application_id not in developer.applications:
             raise InvalidRequest("The applicationId is not one of this developer's.", param="applicationId")
         return developer
+
+
+class _Entries:
+    """Plans one requested model: where it may be served, and what may stand in for it."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        served: Served,
+        request: CompletionRequest,
+        requested: str,
+        first_index: int,
+        deadline: float,
+    ) -> None:
+        self._router = planner._router
+        self._margins = planner._margins
+        self._served = served
+        self._request = request
+        self._requested = requested
+        self._first_index = first_index
+        self._deadline = deadline
+
+    async def plan(self, spec: ModelSpec) -> PlannedModel:
+        """The plan of the first entry that can be called, the others as its alternatives.
+
+        Raises the requested model's own failure when there is none, unless the others go on without it.
+        """
+        planned, failure = await self._entry(spec)
+        for name in spec.fallbacks:
+            planned += (await self._fallback(name)) if failure is None or moves_on(failure) else ()
+        if failure is not None and not planned:
+            if isinstance(failure, InvalidRequest) or not self._request.partial_failure:
+                raise failure
+            return self._planned(spec, failure=failure)
+        if len(planned) == 1:
+            return planned[0]
+        ceiling = NanoUSD(max(one.ceiling for one in planned))
+        return msgspec.structs.replace(planned[0], alternatives=planned[1:], ceiling=ceiling)
+
+    async def _fallback(self, name: str) -> tuple[PlannedModel, ...]:
+        """What a fallback can do for this request: nothing, where it cannot honour it."""
+        spec = self._served.catalog.resolve(name)
+        try:
+            check_fields(self._request, spec)
+            check_entry(self._request, spec)
+        except InvalidRequest:
+            return ()
+        planned, _ = await self._entry(spec)
+        return planned
+
+    async def _entry(self, spec: ModelSpec) -> tuple[tuple[PlannedModel, ...], GatewayError | None]:
+        """The entry's deployments that can be called, in the order to try them; else why there is none."""
+        planned: list[PlannedModel] = []
+        failure: GatewayError | None = None
+        for deployment in self._router.order(spec):
+            try:
+                if spec.deployments:
+                    check_mapping(self._request, deployment)
+                planned.append(await self._deployment(deployment))
+            except GatewayError as error:
+                failure = failure or error
+        if len(planned) > 1:
+            planned[:-1] = [msgspec.structs.replace(one, patient=False) for one in planned[:-1]]
+        return tuple(planned), failure if not planned else None
+
+    async def _deployment(self, spec: ModelSpec) -> PlannedModel:
+        request = self._request
+        provider = self._served.providers[spec.provider]
+        reason = provider.unavailable(spec)
+        if reason is not None:
+            raise ModelUnavailable(
+                f"The model {self._requested!r} is not available: {reason}. "
+                f"Models that work now: {self._served.callable_models()}.",
+                param="model",
+            )
+        planned: list[PlannedJob] = []
+        counted: dict[Prompt | None, int | None] = {}
+        for job in jobs_for(request, spec, self._first_index):
+            if job.prompt not in counted:
+                counted[job.prompt] = await provider.count_prompt(job)
+            planned.append(bounded(request, job, counted[job.prompt], self._deadline))
+        check_scores(planned)
+        return self._planned(spec, jobs=tuple(planned))
+
+    def _planned(
+        self, spec: ModelSpec, *, jobs: tuple[PlannedJob, ...] = (), failure: GatewayError | None = None
+    ) -> PlannedModel:
+        margin = self._margins.margin_for(self._request, spec)
+        return PlannedModel(
+            requested=self._requested,
+            shown=self._served.catalog.shown_name(self._requested, spec),
+            spec=spec,
+            provider=self._served.providers[spec.provider],
+            margin=margin,
+            first_index=self._first_index,
+            jobs=jobs,
+            ceiling=price_of(FemtoUSD(sum(ceiling_of(item) for item in jobs)), margin),
+            failure=failure,
+        )
+
+
+def check_entry(request: CompletionRequest, spec: ModelSpec) -> None:
+    """InvalidRequest when none of the model's deployments can honour the request."""
+    refusal: InvalidRequest | None = None
+    for deployment in spec.deployments or (spec,):
+        try:
+            check_mapping(request, deployment)
+        except InvalidRequest as error:
+            refusal = refusal or error
+        else:
+            return
+    if refusal is not None:
+        raise refusal
+
+
+def _passes_urls(spec: ModelSpec, catalog: Catalog) -> bool:
+    """Whether all that may serve the model fetch images by themselves."""
+    entries = (spec, *map(catalog.resolve, spec.fallbacks))
+    return all(
+        one.image_urls == "pass" for entry in entries for one in (entry.deployments or (entry,)) if one.vision
+    )
+
+
+def _tokens(planned: PlannedModel) -> int:
+    """The most tokens it can come to."""
+    return sum(
+        (item.bound if item.job.counts_prompt else 0) + item.job.max_tokens * item.job.candidates
+        for item in planned.jobs
+    )
 
 
 def check_user(request: CompletionRequest) -> None:
@@ -203,73 +245,3 @@ def check_fields(request: CompletionRequest, spec: ModelSpec) -> None:
             param=request.max_tokens_param,
             allowed=allowed,
         )
-
-
-def check_scores(planned: Sequence[PlannedJob]) -> None:
-    """Refuse an answer of too many log probabilities: tokens x choices x (1 + alternatives)."""
-    scores = sum(
-        (item.job.max_tokens + (item.likely if item.job.echo else 0)) * item.job.n * (1 + item.job.logprobs)
-        for item in planned
-        if item.job.logprobs is not None
-    )
-    if scores > MAX_SCORES:
-        allowed = f"at most {MAX_SCORES} in one answer"
-        raise InvalidRequest(
-            f"logprobs asks for up to {scores} log probabilities (tokens x choices x alternatives); {allowed}.",
-            param="logprobs",
-            allowed=allowed,
-        )
-
-
-def bounded(request: CompletionRequest, job: Job, counted: int | None) -> PlannedJob:
-    """Fit the job into the model's context. InvalidRequest naming both numbers where it does not fit."""
-    spec = job.model
-    floor = counted if counted is not None else at_least(job)
-    where = "messages" if request.messages is not None else "prompt"
-    if floor > spec.max_input_tokens:
-        raise InvalidRequest(
-            f"The prompt has {_about(counted)}{floor} tokens; the model {spec.name} takes at most "
-            f"{spec.max_input_tokens}.",
-            param=where,
-            code="context_length_exceeded",
-            allowed=f"at most {spec.max_input_tokens} tokens",
-        )
-    given = request.max_tokens
-    left = spec.context_window - (counted if counted is not None else likely(job))
-    if given is not None:
-        if floor + given > spec.context_window:
-            raise InvalidRequest(
-                f"The prompt's {_about(counted)}{floor} tokens and {request.max_tokens_param} {given} together exceed "
-                f"the model's context of {spec.context_window} tokens.",
-                param=request.max_tokens_param,
-                code="context_length_exceeded",
-                allowed=f"prompt and output together at most {spec.context_window} tokens",
-            )
-        limit = given
-    else:
-        if counted is not None and left < 1:
-            raise InvalidRequest(
-                f"The prompt's {counted} tokens leave no room in the model's context of {spec.context_window} tokens.",
-                param=where,
-                code="context_length_exceeded",
-                allowed=f"less than {spec.context_window} tokens",
-            )
-        wanted = request.default_max_tokens or spec.max_output_tokens
-        limit = max(1, min(wanted, spec.max_output_tokens, left))
-    return PlannedJob(
-        job=msgspec.structs.replace(job, max_tokens=limit),
-        counted=counted,
-        bound=counted if counted is not None else at_most(job),
-        likely=counted if counted is not None else likely(job),
-    )
-
-
-def ceiling_of(planned: PlannedJob) -> FemtoUSD:
-    """The most this call can cost the provider's customer: every prompt token at the dearer input rate."""
-    job, spec = planned.job, planned.job.model
-    prompt = planned.bound * max(spec.input_rate, spec.cached_rate) if job.counts_prompt else 0
-    return FemtoUSD(prompt + job.max_tokens * job.candidates * spec.output_rate)
-
-
-def _about(counted: int | None) -> str:
-    return "" if counted is not None else "at least "

@@ -1,18 +1,16 @@
 """Tokenizers for clients that ask for them by themselves: which model's, and what it answers."""
 
-from collections.abc import Mapping
-
 from headgate.core.errors import InvalidRequest, ModelUnavailable
-from headgate.core.models import Catalog, ModelSpec
-from headgate.core.ports import Provider, Tokenizer
+from headgate.core.models import ModelSpec
+from headgate.core.ports import Tokenizer
+from headgate.service.serving import Serving
 
 
 class Tokenizing:
     """Finds the tokenizer of a model."""
 
-    def __init__(self, catalog: Catalog, providers: Mapping[str, Provider]) -> None:
-        self._catalog = catalog
-        self._providers = providers
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
 
     def of(self, name: str | None) -> tuple[Tokenizer, ModelSpec]:
         """The tokenizer of the named model; without a name, that of the first model that has one and works.
@@ -21,8 +19,8 @@ class Tokenizing:
         """
         if name is None:
             return self._first()
-        spec = self._catalog.resolve(name)
-        provider = self._providers[spec.provider]
+        spec = self._serving.now.catalog.resolve(name)
+        provider = self._serving.now.providers[spec.provider]
         if provider.tokenizer is None:
             raise InvalidRequest(
                 f"The tokenizer of the model {spec.name} is not at hand; models with one: {self._names()}.",
@@ -34,14 +32,16 @@ class Tokenizing:
         return provider.tokenizer, spec
 
     def _first(self) -> tuple[Tokenizer, ModelSpec]:
-        for spec in self._catalog.models:
-            provider = self._providers[spec.provider]
+        for spec in self._serving.now.catalog.models:
+            provider = self._serving.now.providers[spec.provider]
             if provider.tokenizer is not None and provider.unavailable(spec) is None:
                 return provider.tokenizer, spec
         raise ModelUnavailable("No model with a tokenizer is available.", param="model")
 
     def _names(self) -> str:
         names = [
-            spec.name for spec in self._catalog.models if self._providers[spec.provider].tokenizer is not None
+            spec.name
+            for spec in self._serving.now.catalog.models
+            if self._serving.now.providers[spec.provider].tokenizer is not None
         ]
         return ", ".join(names[:10]) or "none"

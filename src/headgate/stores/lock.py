@@ -46,6 +46,18 @@ def server_runs(data_dir: Path) -> bool:
     return False
 
 
+def server_pid(data_dir: Path) -> int | None:
+    """The process id of the server that has the folder's lock, or None."""
+    try:
+        with folder_guard(data_dir):
+            if not server_runs(data_dir):
+                return None
+            written = (data_dir / LOCK_NAME).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(written) if written.isdigit() else None
+
+
 @contextmanager
 def folder_lock(data_dir: Path) -> Iterator[Path]:
     """Hold the folder's exclusive lock; it goes with the process, however that ends. Yields the lock's file.

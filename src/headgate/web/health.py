@@ -18,12 +18,13 @@ class HealthEndpoints:
         return json_response(b'{"status":"ok"}')
 
     async def readyz(self, _: Request) -> Response:
-        """200, or 503 with the reason. Engines are reported; a broken one does not make the gateway unready."""
+        """200, or 503 with the reason. Engines and deployments in trouble are shown and do not make it unready."""
         reason = await self._gateway.not_ready()
         body = {
             "status": "ok" if reason is None else "unavailable",
             "reason": reason,
             "engines": self._gateway.engines(),
+            "deployments": self._gateway.deployments(),
         }
         return json_response(msgspec.json.encode(body), 200 if reason is None else 503)
 

@@ -24,9 +24,15 @@ CLOSE_SECONDS = 2
 
 
 class DrainingServer(uvicorn.Server):
-    """Serves one gateway until SIGTERM or SIGINT; a second signal ends the drain at once."""
+    """Serves one gateway until SIGTERM or SIGINT; a second signal ends the drain at once. SIGHUP calls `on_hangup`."""
 
-    def __init__(self, app: HeadgateApp, gateway: Gateway, on_ready: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        app: HeadgateApp,
+        gateway: Gateway,
+        on_ready: Callable[[str], None],
+        on_hangup: Callable[[], None],
+    ) -> None:
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -42,6 +48,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._gateway = gateway
         self._on_ready = on_ready
+        self._on_hangup = on_hangup
         self._drain: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
@@ -49,10 +56,11 @@ class DrainingServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     async def startup(self, sockets: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""dialects/chat.py and chat_wire.py: chat completions."""
+"""dialects/chat.py, chat_wire.py, chat_format.py and chat_stream.py: chat completions without tools and images."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,8 @@ from headgate.core.completion import (
     Usage,
 )
 from headgate.dialects.base import Caps, Dialect, MalformedBody
-from headgate.dialects.chat import MOST_MESSAGES, OpenAIChat
+from headgate.dialects.chat import OpenAIChat
+from headgate.dialects.chat_messages import MOST_MESSAGES
 from headgate.dialects.chat_wire import ChatBody
 from headgate.dialects.openai import MOST_BIASES
 
@@ -218,10 +219,11 @@ WRONG: list[tuple[dict[str, object], str, str]] = [
     ({"messages": None}, "messages", "required"),
     ({"messages": []}, "messages", "1 to 2048"),
     ({"messages": [HELLO] * (MOST_MESSAGES + 1)}, "messages", "1 to 2048"),
-    (one_message(role="boss"), "messages[1].role", "system, developer, user or assistant"),
-    (one_message(role=None), "messages[1].role", "system, developer, user or assistant"),
-    (one_message(content=None), "messages[1].content", "list of text parts"),
-    (one_message(content=[]), "messages[1].content", "list of text parts"),
+    (one_message(role="boss"), "messages[1].role", "system, developer, user, assistant or tool"),
+    (one_message(role=None), "messages[1].role", "system, developer, user, assistant or tool"),
+    (one_message(content=None), "messages[1].content", "list of text and image_url parts"),
+    (one_message(content=[]), "messages[1].content", "list of text and image_url parts"),
+    (one_message(role="system", content=None), "messages[1].content", "list of text parts"),
     (one_message(role="assistant", content=[]), "messages[1].content", "list of text parts"),
     (one_message(content=[{"text": "a"}]), "messages[1].content[0].type", "must be text"),
     (one_message(content=[{"type": "smell"}]), "messages[1].content[0].type", "must be text"),
@@ -302,11 +304,7 @@ def test_a_field_of_a_wrong_type_is_refused_by_name(field: str, value: object) -
     assert "POST /v1/chat/completions" in error.message
 
 
-TOOL = {"type": "function", "function": {"name": "f"}}
 UNSUPPORTED: list[tuple[dict[str, object], str]] = [
-    ({"tools": [TOOL]}, "tools"),
-    ({"tool_choice": "required"}, "tool_choice"),
-    ({"tool_choice": TOOL}, "tool_choice"),
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"function_call": {"name": "f"}}, "function_call"),
     ({"modalities": ["text", "audio"]}, "modalities"),
@@ -319,21 +317,17 @@ UNSUPPORTED: list[tuple[dict[str, object], str]] = [
     ({"web_search_options": {}}, "web_search_options"),
     ({"metadata": {"a": "b"}}, "metadata"),
     ({"moderation": {"model": "omni-moderation-latest"}}, "moderation"),
-    (one_message(role="tool", tool_call_id="1"), "messages[1].role"),
     (one_message(role="function", name="f"), "messages[1].role"),
     (one_message(name="Ann"), "messages[1].name"),
-    (one_message(role="assistant", tool_calls=[TOOL]), "messages[1].tool_calls"),
     (one_message(role="assistant", function_call={"name": "f"}), "messages[1].function_call"),
     (one_message(role="assistant", refusal="No."), "messages[1].refusal"),
     (one_message(role="assistant", audio={"id": "a"}), "messages[1].audio"),
-    (
-        one_message(
-            content=[{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "https://x"}}]
-        ),
-        "messages[1].content[1]",
-    ),
     (one_message(content=[{"type": "input_audio", "input_audio": {}}]), "messages[1].content[0]"),
     (one_message(content=[{"type": "file", "file": {}}]), "messages[1].content[0]"),
+    (
+        one_message(role="assistant", content=[{"type": "refusal", "refusal": "No."}]),
+        "messages[1].content[0]",
+    ),
 ]
 
 
@@ -345,10 +339,13 @@ def test_what_this_version_cannot_honour_is_refused_by_name(fields: dict[str, ob
     assert error.message.endswith("(POST /v1/chat/completions).")
 
 
-def test_a_request_with_tools_is_told_what_to_do_instead() -> None:
-    message = refused({"tools": [TOOL]}).message
-    assert message.startswith("tools is not supported by this version; ")
-    assert "response_format" in message
+@pytest.mark.parametrize(
+    ("field", "value"), [("functions", [{"name": "f"}]), ("function_call", {"name": "f"})]
+)
+def test_a_request_with_functions_is_told_to_send_tools(field: str, value: object) -> None:
+    message = refused({field: value}).message
+    assert message.startswith(f"{field} is not supported by this version; ")
+    assert "tools" in message
 
 
 def test_a_schema_whose_numbers_cannot_be_held_is_refused_by_name() -> None:

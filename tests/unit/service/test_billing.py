@@ -17,7 +17,7 @@ from headgate.providers.fake import Fake, FakeAnswer
 from headgate.service import billing as billing_module
 from headgate.service.billing import Bill, Billing
 from headgate.service.meter import Meter
-from headgate.service.planning import Plan
+from headgate.service.plan import Plan
 from headgate.stores.accounts import SqliteAccounts
 from headgate.stores.audit import audit
 from headgate.stores.database import open_database

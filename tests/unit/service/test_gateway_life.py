@@ -10,7 +10,6 @@ from tests.support.workbench import ANN, Workbench, read_all, request, spec
 
 from headgate.core.accounts import Balance, Principal
 from headgate.core.errors import InvalidCredentials, Overloaded
-from headgate.core.models import Catalog
 from headgate.providers.fake import Fake, FakeAnswer
 from headgate.service import gateway as gateway_module
 from headgate.service.gateway import EngineStatus, Gateway
@@ -26,14 +25,15 @@ def gateway_of(
     bench: Workbench, *, deadline: float = 30, engines: Mapping[str, EngineStatus] | None = None
 ) -> Gateway:
     identity: Any = None
+    files: Any = None
     return Gateway(
         completions=bench.completions,
         identity=identity,
         streams=bench.streams,
         billing=bench.billing,
         ledger=bench.ledger,
-        catalog=Catalog([spec()]),
-        providers=bench.providers,
+        serving=bench.serving,
+        files=files,
         metrics=bench.metrics,
         clock=bench.clock,
         ids=Ids(),

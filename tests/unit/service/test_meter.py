@@ -12,7 +12,7 @@ from headgate.core.errors import UpstreamFailed
 from headgate.core.money import MarginPPM
 from headgate.providers.fake import Fake
 from headgate.service.meter import JobMeter, Meter, ModelMeter
-from headgate.service.planning import PlannedJob, PlannedModel
+from headgate.service.plan import PlannedJob, PlannedModel
 
 REPORTED = Usage(prompt_tokens=5, completion_tokens=7, cached_tokens=2)
 NOTHING = Usage(prompt_tokens=0, completion_tokens=0)
@@ -36,7 +36,7 @@ def metered(*chunks: Chunk, sent: bool = True, counted: int | None = None, **fie
 def of_model(*jobs: JobMeter) -> ModelMeter:
     meter = ModelMeter(
         PlannedModel(
-            requested="fast", spec=spec(), provider=Fake(), margin=MarginPPM(0), first_index=0,
+            requested="fast", shown="fast", spec=spec(), provider=Fake(), margin=MarginPPM(0), first_index=0,
             jobs=tuple(part.planned for part in jobs),
         )
     )  # fmt: skip
@@ -142,7 +142,7 @@ class TestSums:
     def test_a_model_that_could_not_be_called_used_nothing(self) -> None:
         failure = UpstreamFailed("broken")
         unplanned = PlannedModel(
-            requested="fast", spec=spec(), provider=Fake(), margin=MarginPPM(0), first_index=0, failure=failure
+            requested="fast", shown="fast", spec=spec(), provider=Fake(), margin=MarginPPM(0), first_index=0, failure=failure
         )  # fmt: skip
         meter = ModelMeter(unplanned)
         assert meter.failure is failure

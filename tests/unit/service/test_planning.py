@@ -23,10 +23,10 @@ from headgate.core.errors import (
 from headgate.core.models import ModelSpec
 from headgate.core.money import FULL_MARGIN, FemtoUSD, MarginPPM, cost_of, price_of
 from headgate.providers.fake import Fake
-from headgate.service import planning
+from headgate.service import plan as plan_module
 from headgate.service.estimates import at_least, at_most, likely, likely_in_text
 from headgate.service.meter import ModelMeter
-from headgate.service.planning import Plan, bounded
+from headgate.service.plan import Plan, bounded
 
 STUDIO = Developer(id="studio", account="studio", applications=("com.example.app",))
 
@@ -430,9 +430,9 @@ class TestTokenPrompts:
     async def test_an_answer_of_too_many_scores_is_refused_with_the_numbers(
         self, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], scores: int
     ) -> None:
-        monkeypatch.setattr(planning, "MAX_SCORES", scores)
+        monkeypatch.setattr(plan_module, "MAX_SCORES", scores)
         await plan(request(**fields))
-        monkeypatch.setattr(planning, "MAX_SCORES", scores - 1)
+        monkeypatch.setattr(plan_module, "MAX_SCORES", scores - 1)
         refusal = await refused(request(**fields))
         assert refusal.param == "logprobs"
         assert str(scores) in refusal.message and str(scores - 1) in refusal.message

@@ -1,0 +1,35 @@
+"""`headgate reload`: a running server reads its catalogue again."""
+
+from headgate.cli import arguments as arg
+from headgate.cli.output import show_fields, show_json
+from headgate.config import ConfigError, load
+
+
+def reload(config: arg.Config = None, json: arg.Json = False) -> None:
+    """Make the running server read providers, models and prices again (as SIGHUP does).
+
+    A configuration with a mistake changes nothing, and this command says what is wrong with it. The server reads the
+    file that it was started with; --config only says where to find its data folder.
+    """
+    # Imported here: the other short commands do without.
+    from headgate.bootstrap.reloading import ask_to_reload
+
+    report = ask_to_reload(load(config))
+    if report.problem is not None:
+        raise ConfigError(report.problem)
+    changes = {
+        "models": report.models,
+        "added": list(report.added),
+        "removed": list(report.removed),
+        "changed": list(report.changed),
+        "needs_restart": list(report.needs_restart),
+    }
+    if json:
+        show_json(changes)
+        return
+    show_fields(
+        {
+            name: ", ".join(value) or None if isinstance(value, list) else value
+            for name, value in changes.items()
+        }
+    )
