@@ -418,7 +418,13 @@ async def test_models_can_be_listed_and_looked_up(client: AsyncOpenAI) -> None:
     extras = large.model_extra or {}
     assert extras["context_window"] == 8192
     assert extras["max_output_tokens"] == 4096
-    assert extras["capabilities"] == {"chat": False, "completions": True, "vision": False, "logprobs": True}
+    assert extras["capabilities"] == {
+        "chat": False,
+        "completions": True,
+        "vision": False,
+        "logprobs": True,
+        "tools": False,
+    }
     scoreless = (listed["scoreless"].model_extra or {})["capabilities"]
     assert scoreless == extras["capabilities"] | {"logprobs": False}
     for name, chats, completes in (("acme-chat", True, False), ("demo", True, True)):

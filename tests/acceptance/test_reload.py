@@ -12,6 +12,7 @@ from tests.support.books import Books
 from tests.support.client import Client
 from tests.support.script import Script
 from tests.support.server import Server
+from tests.support.steady import steady
 from tests.support.until import until
 from tests.support.upstream import Upstream
 
@@ -51,7 +52,7 @@ class Place:
         self.config = config
 
     def write(self, *parts: str) -> None:
-        self.config.write_text(PROVIDER.format(name="acme", url=self.up.url) + "".join(parts))
+        self.config.write_text(steady(PROVIDER.format(name="acme", url=self.up.url) + "".join(parts)))
 
     async def names(self) -> set[str]:
         _, body = await self.client.get("/v1/models", {"Authorization": f"Bearer {self.client.key}"})

@@ -11,6 +11,7 @@ from msgspec import Struct
 from multidict import CIMultiDict
 from tests.support.doors import Caller, Door, Reply
 from tests.support.stage import JWT_SECRET, settings_for
+from tests.support.steady import steady
 
 from headgate.bootstrap import administration
 from headgate.bootstrap.gateway import open_gateway
@@ -102,7 +103,7 @@ async def _answered(app: HeadgateApp, scope: dict[str, Any], body: bytes) -> Rep
 async def inside(folder: Path, providers: Mapping[str, Provider], *, more: str = "") -> AsyncIterator[Inside]:
     """A gateway over `settings_for`'s models. `providers` should replace "acme" and "embedded"."""
     config = folder / "inside.toml"
-    config.write_text(settings_for("http://127.0.0.1:9/v1", more))
+    config.write_text(steady(settings_for("http://127.0.0.1:9/v1", more)))
     settings = load(config, ENVIRONMENT | {"HEADGATE_DATA_DIR": str(folder / "data")})
     async with open_gateway(settings, providers=providers) as gateway:
         rows = route_table(settings, gateway, lambda: "http://inside")

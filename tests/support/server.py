@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.support.steady import steady
+
 from headgate.config import Settings, load
 
 READY_SECONDS = 60
@@ -18,7 +20,7 @@ READY_SECONDS = 60
 class Server:
     """`async with Server(toml) as server:` starts the gateway on a free port and ends it afterwards.
 
-    `folder` keeps the data between two servers. `cli(...)` runs a command with --json and returns its document.
+    Unless `toml` has a [routing], failures of upstreams are neither repeated nor remembered. `folder` keeps the data between two servers. `cli(...)` runs a command with --json and returns its document.
     """
 
     def __init__(
@@ -31,7 +33,7 @@ class Server:
         self._demo = demo
         self._config = folder / "test.toml"
         folder.mkdir(parents=True, exist_ok=True)
-        self._config.write_text(toml)
+        self._config.write_text(steady(toml))
         keep = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR")
         self._env = {name: os.environ[name] for name in keep if name in os.environ}
         self._env |= {"HEADGATE_DATA_DIR": str(folder / "data"), **(env or {})}

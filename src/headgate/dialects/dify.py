@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from headgate.core.accounts import App, Principal
-from headgate.core.completion import Answer, Chunk, CompletionRequest, Sampling, StreamEnd
+from headgate.core.completion import Answer, Chunk, CompletionRequest, Message, Sampling, StreamEnd
 from headgate.core.errors import GatewayError, InvalidRequest, UnknownModel
 from headgate.dialects.base import (
     BearerDialect,
     ErrorResponse,
     RequestContext,
     decode_body,
-    unsupported,
 )
 from headgate.dialects.dify_app import PromptTemplate
 from headgate.dialects.dify_errors import render_error, status_and_code
+from headgate.dialects.dify_files import images_of
 from headgate.dialects.dify_usage import usage_of
 from headgate.dialects.dify_wire import (
     ErrorEvent,
@@ -29,7 +29,6 @@ from headgate.dialects.dify_wire import (
     MessageResponse,
     Metadata,
     StopRequest,
-    WireFile,
     WireRequest,
 )
 from headgate.dialects.sse import event
@@ -77,10 +76,12 @@ class Dify(BearerDialect):
                 allowed="an object with at least one key/value pair",
             )
         streams = _streams(wire.response_mode)
-        if wire.files:
-            _refuse_files(wire.files)
+        images = images_of(wire.files) if wire.files else ()
         app = self.app_of(context.principal)
         prompt = self._templates[app.name].fill(wire.inputs)
+        message = None
+        if images:
+            message = Message(role="user", content=prompt, parts=(prompt, *images) if prompt else images)
         return CompletionRequest(
             request_id=context.request_id,
             answer_id=context.answer_id,
@@ -88,7 +89,9 @@ class Dify(BearerDialect):
             created=context.created,
             dialect=self.name,
             models=(app.model,),
-            prompts=(prompt,),
+            prompts=(prompt,) if message is None else None,
+            messages=None if message is None else (message,),
+            looks=message is not None,
             plain=True,
             chat_first=True,
             max_tokens=app.max_tokens,
@@ -204,25 +207,3 @@ def _streams(mode: str | None) -> bool:
             allowed="streaming or blocking",
         )
     return mode == "streaming"
-
-
-def _refuse_files(files: tuple[WireFile, ...]) -> None:
-    # No model of this version sees images; still, say first what is wrong with the list itself.
-    for index, file in enumerate(files):
-        where = f"files[{index}]"
-        if file.type != "image":
-            raise InvalidRequest(f"{where}.type must be image.", param=f"{where}.type", allowed="image")
-        needs = {"remote_url": "url", "local_file": "upload_file_id"}.get(file.transfer_method)
-        if needs is None:
-            allowed = "remote_url or local_file"
-            raise InvalidRequest(
-                f"{where}.transfer_method must be {allowed}.",
-                param=f"{where}.transfer_method",
-                allowed=allowed,
-            )
-        if not getattr(file, needs):
-            raise InvalidRequest(
-                f"{where}.{needs} is required with transfer_method {file.transfer_method}.",
-                param=f"{where}.{needs}",
-            )
-    raise unsupported("files", "by this app's model, which does not accept images")

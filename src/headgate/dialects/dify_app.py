@@ -12,6 +12,7 @@ import msgspec
 
 from headgate.core.accounts import App, Variable
 from headgate.core.errors import InvalidRequest
+from headgate.dialects.dify_files import FILE_SOURCES, MAX_FILES
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _TRUE = frozenset({"true", "1", "yes", "on"})
@@ -100,8 +101,11 @@ def _wrong(variable: Variable, what: str, allowed: str | None = None) -> Invalid
     return InvalidRequest(f"{variable.name} {what}", param=f"inputs.{variable.name}", allowed=allowed)
 
 
-def render_parameters(app: App) -> bytes:
-    """The body of `GET /parameters`: Dify's whole shape, with every feature we do not have switched off."""
+def render_parameters(app: App, *, vision: bool, max_file_bytes: int) -> bytes:
+    """The body of `GET /parameters`: Dify's whole shape, with every feature we do not have switched off.
+
+    `vision`: the app's model takes images, each of at most `max_file_bytes`.
+    """
     return msgspec.json.encode(
         {
             "opening_statement": "",
@@ -116,16 +120,16 @@ def render_parameters(app: App) -> bytes:
             "sensitive_word_avoidance": {"enabled": False, "type": "", "configs": []},
             "file_upload": {
                 "image": {
-                    "enabled": False,
-                    "number_limits": 3,
+                    "enabled": vision,
+                    "number_limits": MAX_FILES,
                     "detail": "high",
-                    "transfer_methods": ["remote_url", "local_file"],
+                    "transfer_methods": list(FILE_SOURCES),
                 }
             },
-            # In MB, and what a fresh Dify says; clients read them even where uploads are off.
+            # In whole MB. All but the images' is what a fresh Dify says; clients read them even where uploads are off.
             "system_parameters": {
                 "file_size_limit": 15,
-                "image_file_size_limit": 10,
+                "image_file_size_limit": max(1, max_file_bytes // 2**20),
                 "audio_file_size_limit": 50,
                 "video_file_size_limit": 100,
                 "workflow_file_upload_limit": 10,

@@ -36,6 +36,9 @@ ERRORS: Mapping[str, tuple[int, str]] = {
 }
 """Status and code of every error kind."""
 
+UPLOAD_CODES = frozenset({"no_file_uploaded", "too_many_files", "file_too_large", "unsupported_file_type"})
+"""What Dify calls an upload's own errors; the status is that of their kind."""
+
 CHALLENGE = ("WWW-Authenticate", 'Bearer realm="api"')
 
 
@@ -46,7 +49,8 @@ class ErrorBody(Struct, frozen=True, kw_only=True):
 
 
 def status_and_code(error: GatewayError) -> tuple[int, str]:
-    return ERRORS[error.kind]
+    status, code = ERRORS[error.kind]
+    return status, error.code if error.code in UPLOAD_CODES else code
 
 
 def render_error(error: GatewayError) -> ErrorResponse:

@@ -25,6 +25,18 @@ class WireRequest(Struct, frozen=True, kw_only=True):
     files: tuple[WireFile, ...] | None = None
 
 
+class UploadResponse(Struct, frozen=True, kw_only=True):
+    """The answer to `POST /files/upload`. `created_by` stands for the end user; `created_at` in Unix seconds."""
+
+    id: str
+    name: str
+    size: int
+    extension: str
+    mime_type: str
+    created_by: str
+    created_at: int
+
+
 class StopRequest(Struct, frozen=True, kw_only=True):
     """The body of `POST /completion-messages/{task_id}/stop`."""
 

@@ -11,11 +11,15 @@ from headgate.core.models import ModelSpec, usd_per_million
 
 
 class ModelRow(Struct, frozen=True, kw_only=True):
-    """One row to show: under which name, and why it cannot be called now (None: it can)."""
+    """One row to show: under which name, and why it cannot be called now (None: it can).
+
+    `successor`: the name is a retired model's, and `spec`, shown under this name otherwise, answers in its place.
+    """
 
     spec: ModelSpec
     name: str
     reason: str | None = None
+    successor: str | None = None
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
@@ -23,6 +27,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     completions: bool
     vision: bool
     logprobs: bool
+    tools: bool
 
 
 class Pricing(Struct, frozen=True, kw_only=True):
@@ -45,6 +50,7 @@ class ModelObject(Struct, frozen=True, kw_only=True):
     pricing: Pricing
     available: bool | UnsetType = UNSET
     reason: str | UnsetType = UNSET
+    successor: str | UnsetType = UNSET
 
 
 class ModelList(Struct, frozen=True, kw_only=True):
@@ -62,11 +68,12 @@ class BalanceObject(Struct, frozen=True, kw_only=True):
 
 
 def render_models(rows: Iterable[ModelRow], *, created: int, everything: bool = False) -> bytes:
-    """The list of callable models; with `everything` also the others, and each says whether it is available.
+    """The list of callable models; with `everything` also the others and the retired ones, and each says whether it
+    is available.
 
     `created` is when the catalogue was read, in Unix seconds: models have no birthday of their own here.
     """
-    shown = (row for row in rows if everything or row.reason is None)
+    shown = (row for row in rows if everything or (row.reason is None and row.successor is None))
     return msgspec.json.encode(ModelList(data=tuple(_model(row, created, everything) for row in shown)))
 
 
@@ -96,7 +103,11 @@ def _model(row: ModelRow, created: int, with_availability: bool) -> ModelObject:
         max_output_tokens=spec.max_output_tokens,
         temperature=spec.temperature,
         capabilities=Capabilities(
-            chat=spec.chats, completions=spec.completes, vision=spec.vision, logprobs=spec.logprobs
+            chat=spec.chats,
+            completions=spec.completes,
+            vision=spec.vision,
+            logprobs=spec.logprobs,
+            tools=spec.tools,
         ),
         pricing=Pricing(
             input=money.text(usd_per_million(spec.input_rate)),
@@ -104,4 +115,5 @@ def _model(row: ModelRow, created: int, with_availability: bool) -> ModelObject:
         ),
         available=row.reason is None if with_availability else UNSET,
         reason=UNSET if row.reason is None else row.reason,
+        successor=UNSET if row.successor is None else row.successor,
     )

@@ -12,7 +12,6 @@ import msgspec
 from headgate.core.completion import Chunk, FinishReason, Job, TokenLogprob
 from headgate.core.errors import UpstreamFailed
 from headgate.providers import openai_logprobs_wire as logprobs_wire
-from headgate.providers.openai_wire import finish_reason
 
 SURPLUS_ENTRIES = 1024
 """Entries beyond the prompt's and the limit on tokens: start and end tokens, stops that are cut from the text."""
@@ -75,14 +74,14 @@ class CheckedChoice:
         self._held: tuple[TokenLogprob, ...] = ()
         self._most = SURPLUS_ENTRIES + job.max_tokens + self._prompt_bytes + self._prompt_ids
 
-    def take(self, text: str, logprobs: msgspec.Raw, finish: str | None) -> list[Chunk]:
-        """The chunks of one piece; `finish` is the upstream's word, and with it the choice is over.
+    def take(self, text: str, logprobs: msgspec.Raw, finish: FinishReason | None) -> list[Chunk]:
+        """The chunks of one piece; with `finish` the choice is over.
 
         UpstreamFailed where the upstream did not do what the job asks for.
         """
         ours: FinishReason | None = None
         if finish is not None:
-            ours = finish_reason(finish) if self._job.max_tokens else "length"
+            ours = finish if self._job.max_tokens else "length"
         whole = text
         echoed, text = self._split(whole)
         self._text_bytes += len(whole.encode())

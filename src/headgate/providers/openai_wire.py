@@ -1,59 +1,33 @@
-"""The OpenAI completion and chat formats as an upstream speaks them: only the fields that are needed.
+"""The OpenAI completion and chat formats as an upstream answers in them: only the fields that are needed.
 
 Completions and chat, blocking and streamed, share one answer type: a choice bears `text`, `message` or `delta`.
+What is not looked at in every answer stays JSON text, and lists are read only as far as an honest answer goes: so
+nothing that an upstream sends takes more memory than a small multiple of its own size.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from headgate.core.completion import FinishReason, Job, Message, Prompt, ResponseFormat, Usage
+from headgate.core.completion import FinishReason, Usage
+from headgate.core.errors import UpstreamError, UpstreamFailed
+from headgate.providers.upstream_errors import from_report
 
 DONE = b"[DONE]"
+ABSENT = msgspec.Raw()
+NULL = msgspec.Raw(b"null")
+ORDINARY_BYTES = 64 * 1024
+"""An answer or event beyond this is read with more care: it may hold nothing but a million choices."""
 MAX_TOKENS_REPORTED = 2**40
 """A count beyond this is nonsense, not usage."""
 
 
-class JSONSchema(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    name: str | None = None
-    description: str | None = None
-    schema: msgspec.Raw | None = None
-    strict: bool | None = None
-
-
-class Format(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    type: str
-    json_schema: JSONSchema | None = None
-
-
-class Call(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """A request body. What is None is not sent: the upstream's own default applies."""
-
-    model: str
-    prompt: Prompt | None = None
-    messages: tuple[Message, ...] | None = None
-    max_tokens: int
-    n: int | None = None
-    best_of: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] | None = None
-    logit_bias: dict[str, float] | None = None
-    logprobs: int | bool | None = None
-    top_logprobs: int | None = None
-    echo: bool | None = None
-    suffix: str | None = None
-    response_format: Format | None = None
-    stream: bool | None = None
-    stream_options: dict[str, bool] | None = None
-
-
 class Content(Struct, frozen=True, gc=False):
     content: str | None = None
+    tool_calls: msgspec.Raw = ABSENT
 
 
 class AnswerChoice(Struct, frozen=True, gc=False):
@@ -62,109 +36,129 @@ class AnswerChoice(Struct, frozen=True, gc=False):
     delta: Content | None = None
     message: Content | None = None
     finish_reason: str | None = None
-    logprobs: msgspec.Raw = msgspec.Raw()
+    logprobs: msgspec.Raw = ABSENT
 
 
-class Answer(Struct, frozen=True, gc=False):
-    """A blocking answer or one event. `usage`, `error` and `logprobs` are looked at only where they matter."""
-
-    choices: list[AnswerChoice] | None = None
-    usage: Any = None
-    error: Any = None
-
-
-class _CachedTokens(Struct, frozen=True, gc=False):
+class ReportedCachedTokens(Struct, frozen=True, gc=False):
     cached_tokens: int | None = None
 
 
-class _ReportedUsage(Struct, frozen=True, gc=False):
+class ReportedUsage(Struct, frozen=True, gc=False):
+    """Cached tokens are told in three ways: OpenAI's details, Together's plain count, DeepSeek's cache hits."""
+
     prompt_tokens: int
     completion_tokens: int
-    prompt_tokens_details: _CachedTokens | None = None
+    prompt_tokens_details: ReportedCachedTokens | None = None
+    cached_tokens: int | None = None
+    prompt_cache_hit_tokens: int | None = None
 
+
+class Answer(Struct, frozen=True, gc=False):
+    """A blocking answer or one event, its usage read where it is one."""
+
+    choices: list[AnswerChoice] | None = None
+    usage: ReportedUsage | None = None
+    error: msgspec.Raw = ABSENT
+
+
+class _SealedAnswer(Struct, frozen=True, gc=False):
+    """The same, before it is seen how many choices it holds and whether its usage is one."""
+
+    choices: msgspec.Raw = ABSENT
+    usage: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
+
+
+class ReportedError(Struct, frozen=True):
+    message: str | None = None
+    code: str | int | None = None
+    type: str | None = None
+
+
+decode_ordinary: Callable[[bytes], Answer] = msgspec.json.Decoder(Answer).decode
+_decode_sealed: Callable[[bytes], _SealedAnswer] = msgspec.json.Decoder(_SealedAnswer).decode
+_decode_usage = msgspec.json.Decoder(ReportedUsage).decode
+_decode_error = msgspec.json.Decoder(ReportedError | str).decode
 
 _FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "content_filter": "content_filter"}
+_BROKEN_OFF = ("error", "abort")
+"""What OpenRouter, vLLM and SGLang call the end of an answer that they could not finish."""
 
 
-def finish_reason(given: str | None) -> FinishReason:
-    """Ours for theirs. All but two (stop, eos, tool_calls, ...) mean that the model ended by itself."""
+def finish_reason(provider: str, given: str | None) -> FinishReason:
+    """Ours for theirs. All but these (stop, eos, tool_calls, …) mean that the model ended by itself.
+
+    UpstreamFailed where the upstream says that it broke off.
+    """
+    if given in _BROKEN_OFF:
+        raise UpstreamFailed(f"The provider {provider} broke its answer off.")
     return _FINISH_REASONS.get(given or "", "stop")
 
 
-def call(job: Job, *, stream: bool) -> Call:
-    """The body of a job's call. A prompt in the chat shape is one user message."""
-    sampling = job.sampling
-    chat = job.shape == "chat"
-    plain = Call(
-        model=job.model.upstream_name,
-        prompt=None if chat else job.prompt,
-        messages=_messages(job) if chat else None,
-        max_tokens=job.max_tokens,
-        n=job.n if job.n > 1 else None,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        seed=sampling.seed,
-        stop=sampling.stop or None,
-        stream=True if stream else None,
-        stream_options={"include_usage": True} if stream else None,
-    )
-    # What few jobs ask for is added afterwards: a call of more than 15 keywords costs Python three times as much.
-    rare = _rare(job)
-    return msgspec.structs.replace(plain, **rare) if rare else plain
+@cache
+def at_most(most: int, item: type[Struct]) -> Callable[[bytes | msgspec.Raw], list[Any]]:
+    """Reads a JSON array of up to so many of these; ValidationError at the first one more, before it takes memory."""
+    places = [(f"place_{place}", item | None, None) for place in range(most)]
+    row = msgspec.defstruct("Row", places, array_like=True, forbid_unknown_fields=True, frozen=True, gc=False)
+    decode = msgspec.json.Decoder(row | None).decode
+
+    def read(raw: bytes | msgspec.Raw) -> list[Any]:
+        found = decode(raw)
+        return [] if found is None else [one for one in msgspec.structs.astuple(found) if one is not None]
+
+    return read
 
 
-def _rare(job: Job) -> dict[str, Any]:
-    """A chat has no words for echo; there the prompt is put first afterwards."""
-    chat = job.shape == "chat"
-    asked: dict[str, Any] = {}
-    if job.logprobs is not None:
-        asked["logprobs"] = True if chat else job.logprobs
-        if chat and job.logprobs:
-            asked["top_logprobs"] = job.logprobs
-    if job.echo and not chat:
-        asked["echo"] = True
-    if job.best_of is not None:
-        asked["n"], asked["best_of"] = job.n, job.best_of
-    if job.suffix:
-        asked["suffix"] = job.suffix
-    if job.sampling.logit_bias:
-        asked["logit_bias"] = {str(token): bias for token, bias in job.sampling.logit_bias}
-    if job.response_format is not None:
-        asked["response_format"] = _format(job.response_format)
-    return asked
+def is_given(raw: msgspec.Raw) -> bool:
+    """Whether a field is there and not null."""
+    return raw is not ABSENT and raw != NULL
 
 
-def _messages(job: Job) -> tuple[Message, ...]:
-    if job.messages:
-        return job.messages
-    return (Message(role="user", content=job.prompt if isinstance(job.prompt, str) else ""),)
+def read(data: bytes, n: int) -> Answer:
+    """An answer that may have `n` choices. MsgspecError, UnicodeDecodeError or RecursionError for what is none."""
+    if len(data) <= ORDINARY_BYTES:
+        try:
+            return decode_ordinary(data)
+        except msgspec.ValidationError:
+            pass  # perhaps it is only its usage that is strange
+    return read_with_care(data, n)
 
 
-def _format(asked: ResponseFormat) -> Format:
-    if asked.kind == "json_object":
-        return Format(type=asked.kind)
-    schema = None if asked.schema is None else msgspec.Raw(asked.schema)
-    return Format(
-        type=asked.kind,
-        json_schema=JSONSchema(
-            name=asked.name, description=asked.description, schema=schema, strict=asked.strict
-        ),
-    )
+def read_with_care(data: bytes, n: int) -> Answer:
+    """The same, whatever its size: more choices than `n` are not even looked at."""
+    sealed = _decode_sealed(data)
+    choices = at_most(n, AnswerChoice)(sealed.choices) if sealed.choices else None
+    return Answer(choices, _reported_usage(sealed.usage), sealed.error)
 
 
-def usage_of(reported: object) -> Usage | None:
-    """The usage as reported, a zero included; None where the figures are no token counts."""
-    try:
-        usage = msgspec.convert(reported, _ReportedUsage)
-    except msgspec.ValidationError:
+def _reported_usage(raw: msgspec.Raw) -> ReportedUsage | None:
+    if not is_given(raw):
         return None
-    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    try:
+        return _decode_usage(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def usage_of(reported: ReportedUsage | None) -> Usage | None:
+    """The usage as reported, a zero included; None where the figures are no token counts."""
+    if reported is None:
+        return None
+    prompt, completion = reported.prompt_tokens, reported.completion_tokens
     if not (0 <= prompt <= MAX_TOKENS_REPORTED and 0 <= completion <= MAX_TOKENS_REPORTED):
         return None
-    details = usage.prompt_tokens_details
-    cached = (details.cached_tokens or 0) if details is not None else 0
+    details = reported.prompt_tokens_details
+    cached = details.cached_tokens if details is not None else None
+    cached = cached or reported.cached_tokens or reported.prompt_cache_hit_tokens or 0
     return Usage(
         prompt_tokens=prompt, completion_tokens=completion, cached_tokens=min(max(cached, 0), prompt)
     )
+
+
+def error_of(provider: str, reported: msgspec.Raw, key: str | None) -> UpstreamError:
+    """The error that an answer or an event reports. `key` is cut out of any words passed on."""
+    try:
+        found = _decode_error(reported)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        found = ReportedError()
+    return from_report(provider, found if isinstance(found, str) else msgspec.structs.asdict(found), key)

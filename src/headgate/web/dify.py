@@ -11,10 +11,11 @@ from headgate.web.json_endpoints import caller, json_response, parsed_body
 
 
 class DifyEndpoints:
-    def __init__(self, gateway: Gateway, dialect: Dify, max_body_bytes: int) -> None:
+    def __init__(self, gateway: Gateway, dialect: Dify, max_body_bytes: int, max_file_bytes: int) -> None:
         self._gateway = gateway
         self._dialect = dialect
         self._max_body_bytes = max_body_bytes
+        self._max_file_bytes = max_file_bytes
 
     async def stop(self, request: Request) -> Response:
         """Always success (as Dify answers); only the app's own task of that user is stopped."""
@@ -34,7 +35,9 @@ class DifyEndpoints:
         return json_response(STOP_DONE)
 
     async def parameters(self, request: Request) -> Response:
-        return json_response(render_parameters(await self._app(request)))
+        app = await self._app(request)
+        vision = self._gateway.catalog.resolve(app.model).vision
+        return json_response(render_parameters(app, vision=vision, max_file_bytes=self._max_file_bytes))
 
     async def info(self, request: Request) -> Response:
         return json_response(render_app(await self._app(request)))

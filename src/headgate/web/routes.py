@@ -22,6 +22,7 @@ from headgate.web.health import HealthEndpoints
 from headgate.web.json_endpoints import JsonEndpoint
 from headgate.web.streaming import StreamTimes
 from headgate.web.tokenizer import TokenizerEndpoints
+from headgate.web.uploads import UploadEndpoint, UploadLimits
 from headgate.web.wire import Receive, Scope, Send
 
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -58,7 +59,9 @@ def route_table(settings: Settings, gateway: Gateway, public_url: Callable[[], s
     completes = partial(RouteRow, method="POST", calls_model=True)
     account, health = AccountEndpoints(gateway), HealthEndpoints(gateway)
     gen = GenstackEndpoints(gateway, genstack, server.env, public_url, server.max_body_bytes)
-    siblings = DifyEndpoints(gateway, dify, server.max_body_bytes)
+    files = settings.files
+    siblings = DifyEndpoints(gateway, dify, server.max_body_bytes, files.max_bytes)
+    uploads = UploadEndpoint(gateway, dify, UploadLimits(max_bytes=files.max_bytes, keep_s=files.keep_s))
     tokenizer = TokenizerEndpoints(gateway, server.max_body_bytes, open_to_all=server.open_tokenizer)
     return (
         completes(path="/", app=endpoint(genstack, tokens_only=True), dialect="genstack"),
@@ -70,6 +73,7 @@ def route_table(settings: Settings, gateway: Gateway, public_url: Callable[[], s
         _get("/", JsonEndpoint(genstack, gen.health), "genstack"),
         _post("/stream/shutdown", JsonEndpoint(genstack, gen.shutdown), "genstack"),
         *both("/completion-messages/{task_id}/stop", _post, JsonEndpoint(dify, siblings.stop), "dify"),
+        *both("/files/upload", _post, JsonEndpoint(dify, uploads.upload), "dify"),
         *both("/parameters", _get, JsonEndpoint(dify, siblings.parameters), "dify"),
         *both("/info", _get, JsonEndpoint(dify, siblings.info), "dify"),
         *both("/models", _get, JsonEndpoint(openai, account.models), "openai"),

@@ -240,29 +240,6 @@ def test_a_wrong_field_is_named(body: dict[str, Any], param: str) -> None:
     assert param in error.message
 
 
-IMAGE = {"type": "image", "transfer_method": "remote_url", "url": "https://example.com/a.png"}
-
-
-@pytest.mark.parametrize(
-    ("file", "problem"),
-    [
-        (IMAGE, "does not accept images"),
-        (
-            {"type": "image", "transfer_method": "local_file", "upload_file_id": "x"},
-            "does not accept images",
-        ),
-        (IMAGE | {"type": "video"}, "files[0].type must be image"),
-        (IMAGE | {"transfer_method": "ftp"}, "files[0].transfer_method must be remote_url or local_file"),
-        (IMAGE | {"url": ""}, "files[0].url is required"),
-        ({"type": "image", "transfer_method": "local_file"}, "files[0].upload_file_id is required"),
-        ({"type": "image"}, "transfer_method"),
-        ("a.png", "files[0]"),
-    ],
-)
-def test_files_are_refused(file: object, problem: str) -> None:
-    assert problem in refused({"inputs": {"query": "x"}, "files": [file]}).message
-
-
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"inputs": {"query": "\xff"}}'])
 def test_what_is_no_json_object_is_malformed(body: bytes) -> None:
     with pytest.raises(MalformedBody):

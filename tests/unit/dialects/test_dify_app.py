@@ -141,7 +141,9 @@ def test_parameters_show_the_form_in_difys_shape() -> None:
                 TOPIC,
                 Variable(name="style", type="select", options=("dry", "loud"), default="dry"),
                 Variable(name="count", type="number", default=0),
-            )
+            ),
+            vision=False,
+            max_file_bytes=10 * 2**20,
         )
     )
     assert shown["user_input_form"] == [
@@ -179,6 +181,25 @@ def test_parameters_show_the_form_in_difys_shape() -> None:
     ):
         assert shown[feature]["enabled"] is False
     assert all(isinstance(limit, int) for limit in shown["system_parameters"].values())
+
+
+def test_parameters_offer_images_only_where_the_model_sees_them() -> None:
+    image = {
+        "number_limits": 10,
+        "detail": "high",
+        "transfer_methods": ["remote_url", "local_file"],
+    }
+    for vision in (False, True):
+        shown = json.loads(render_parameters(app("x"), vision=vision, max_file_bytes=2**20))
+        assert shown["file_upload"] == {"image": image | {"enabled": vision}}
+
+
+@pytest.mark.parametrize(
+    ("max_bytes", "shown"), [(10 * 2**20, 10), (10 * 2**20 - 1, 9), (2**20, 1), (1000, 1)]
+)
+def test_parameters_show_the_size_limit_of_images_in_whole_megabytes(max_bytes: int, shown: int) -> None:
+    parameters = json.loads(render_parameters(app("x"), vision=True, max_file_bytes=max_bytes))
+    assert parameters["system_parameters"]["image_file_size_limit"] == shown
 
 
 def test_info_names_the_app() -> None:

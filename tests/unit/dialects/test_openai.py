@@ -656,7 +656,13 @@ def test_the_model_list_shows_limits_and_prices_of_what_can_be_called() -> None:
                 "max_input_tokens": 8000,
                 "max_output_tokens": 4096,
                 "temperature": [0.0, 2.0],
-                "capabilities": {"chat": False, "completions": True, "vision": False, "logprobs": True},
+                "capabilities": {
+                    "chat": False,
+                    "completions": True,
+                    "vision": False,
+                    "logprobs": True,
+                    "tools": False,
+                },
                 "pricing": {"input": "0.5", "output": "1.5"},
             }
         ],
@@ -672,6 +678,14 @@ def test_the_full_list_says_what_is_missing_and_why() -> None:
     first, second = json.loads(render_models(rows, created=5, everything=True))["data"]
     assert (first["available"], "reason" in first) == (True, False)
     assert (second["available"], second["reason"]) == (False, "Set ACME_KEY.")
+
+
+def test_only_the_full_list_shows_a_retired_name_and_who_answers_for_it() -> None:
+    rows = (ModelRow(spec=SPEC, name="acme-old", successor="acme-large"),)
+    assert json.loads(render_models(rows, created=5))["data"] == []
+    (shown,) = json.loads(render_models(rows, created=5, everything=True))["data"]
+    assert (shown["id"], shown["successor"], shown["available"]) == ("acme-old", "acme-large", True)
+    assert shown["pricing"] == {"input": "0.5", "output": "1.5"}
 
 
 def test_one_model_is_shown_as_in_the_list() -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from tests.support.jobs import job
 
-from headgate.core.completion import Chunk, Job, TokenLogprob
+from headgate.core.completion import Chunk, FinishReason, Job, TokenLogprob
 from headgate.core.errors import UpstreamFailed
 from headgate.providers.openai_choice import CheckedChoice
 
@@ -16,7 +16,7 @@ SCORED = job(logprobs=0)
 ECHOED = job(prompt="héy you", echo=True)
 BOTH = job(prompt="héy you", echo=True, logprobs=0)
 
-Piece = tuple[str, Sequence[str] | None, str | None]
+Piece = tuple[str, Sequence[str] | None, FinishReason | None]
 """A text, its tokens, and a finish reason."""
 
 
@@ -232,7 +232,7 @@ def test_token_ids_are_no_text_to_compare_but_their_scores_show_them() -> None:
 
 # --- offsets ----------------------------------------------------------------------------------------------------
 
-Placed = tuple[str, Sequence[tuple[str, int]], str | None]
+Placed = tuple[str, Sequence[tuple[str, int]], FinishReason | None]
 """A text, its tokens with their offsets, and a finish reason."""
 BLANKLESS: list[Placed] = [
     ("Hello big", [("Hello", 0), ("big", 5)], None),

@@ -279,6 +279,16 @@ async def test_a_silent_upstream_is_a_time_out_both_ways(upstream: Upstream) -> 
     await provider.aclose()
 
 
+async def test_a_jobs_own_deadline_holds_both_ways(upstream: Upstream, provider: OpenAICompatible) -> None:
+    loop = asyncio.get_running_loop()
+    with pytest.raises(UpstreamTimeout):
+        await provider.complete(job("silent", deadline=loop.time() + 0.1), nothing)
+    with pytest.raises(UpstreamTimeout):
+        await streamed(provider, job("held-after-2", deadline=loop.time() + 0.1))
+    for request in upstream.requests:
+        await request.closed.wait()
+
+
 async def test_the_cap_of_the_settings_holds(upstream: Upstream) -> None:
     provider = provider_for(upstream.url, max_concurrency=1)
     first = asyncio.create_task(provider.complete(job("held"), nothing))
