@@ -209,8 +209,8 @@ GOOD = (
     ),
     fine(
         "a reset after the last byte",
-        lambda wire: (whole(said(wire)), PAUSE, RESET),
-        lambda wire: (*streamed(events(wire)), PAUSE, RESET),
+        lambda wire: (whole(said(wire)), HEARD, RESET),
+        lambda wire: (*streamed(events(wire)), HEARD, RESET),
     ),
     fine(
         "content types in other words",

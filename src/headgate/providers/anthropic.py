@@ -24,16 +24,21 @@ PATH = "/messages"
 class Anthropic:
     """One upstream service. Without the key that its settings name, its models are unavailable.
 
-    `api_key` is the value of `settings.api_key_env`, None where that variable is not set. `settings.base_url` ends
-    with the API's version, as in https://host/v1.
+    `api_key` is the value of `settings.api_key_env`, `proxy` that of `settings.proxy_env`, None where that variable is
+    not set. `settings.base_url` ends with the API's version, as in https://host/v1.
+
+    What single models refuse stands in their row's `refuses`, under the parameters' names, and two names that only
+    this provider knows: "temperature+top_p" (not both at once) and "prefill" (the assistant must not speak last).
     """
 
     stream_only = False
     tokenizer: Tokenizer | None = None
 
-    def __init__(self, name: str, settings: ProviderSettings, api_key: str | None) -> None:
+    def __init__(
+        self, name: str, settings: ProviderSettings, api_key: str | None, *, proxy: str | None = None
+    ) -> None:
         self.name = name
-        self._upstream = Upstream(name, settings, api_key, _headers)
+        self._upstream = Upstream(name, settings, api_key, _headers, proxy=proxy)
         self._encode = msgspec.json.Encoder().encode
         self._decode = msgspec.json.Decoder(wire.Answer).decode
 
@@ -63,29 +68,48 @@ class Anthropic:
                 param="stop",
                 allowed="sequences with a character that is no blank",
             )
-        wire.conversation(job)
+        if job.response_format is not None and job.response_format.schema is None:
+            raise InvalidRequest(
+                f"The model {job.model.name} answers in JSON only to a schema: "
+                "use response_format.type json_schema, or ask for JSON in the messages.",
+                param="response_format",
+                code="unsupported_parameter",
+                allowed="type json_schema with a schema",
+            )
+        refuses = job.model.refuses
+        if refuses and "temperature+top_p" in refuses and wire.steers_twice(job.sampling):
+            raise InvalidRequest(
+                f"The model {job.model.name} takes temperature or top_p, not both.",
+                param="top_p",
+                code="unsupported_parameter",
+                allowed="null, or 1, where temperature is given",
+            )
+        _, turns = wire.conversation(job)
+        if refuses and "prefill" in refuses and turns[-1].role == "assistant":
+            raise InvalidRequest(
+                f"The model {job.model.name} cannot go on with words of its own: "
+                "the last message must not be the assistant's.",
+                param="messages",
+                code="unsupported_parameter",
+                allowed="a user or tool message last",
+            )
         return None
 
     async def complete(self, job: Job, on_sent: Callable[[], None]) -> Completion:
-        preface = echoed_prompt(job)
-        if not job.max_tokens:
-            # Where nothing is to be generated there is nothing to ask for.
-            return Completion(choices=(Choice(index=0, text=preface, finish_reason="length"),))
-        answer = self._decoded(await self._upstream.answer(PATH, self._body(job), on_sent))
-        if answer.error is not None:
-            raise wire.failure(self.name, answer.error, self._upstream.key)
-        if answer.content is None:
-            raise UpstreamFailed(f"The provider {self.name} gave no answer.")
-        text = "".join(block.text or "" for block in answer.content if block.type == "text")
-        finish = wire.finish_reason(answer.stop_reason)
-        return Completion(
-            choices=(Choice(index=0, text=preface + text, finish_reason=finish),),
-            usage=wire.usage_of(wire.merged(wire.Counts(), answer.usage)),
+        body = self._body(job)
+        answer = self._decoded(
+            await self._upstream.answer(
+                PATH, body, on_sent, most_tokens=job.max_tokens, deadline=job.deadline
+            )
         )
+        usage = wire.usage_of(wire.merged(wire.Counts(), answer.usage))
+        try:
+            return Completion(choices=(self._choice(job, answer),), usage=usage)
+        except UpstreamError as error:
+            error.usage = usage
+            raise
 
     def stream(self, job: Job, on_sent: Callable[[], None]) -> AsyncGenerator[Sequence[Chunk], None]:
-        if not job.max_tokens:
-            return _nothing(job)
         return self._upstream.stream(
             PATH,
             self._body(job, stream=True),
@@ -93,6 +117,7 @@ class Anthropic:
             StreamedMessage(self.name, job, self._upstream.key),
             most_tokens=job.max_tokens,
             failed=self._failed,
+            deadline=job.deadline,
         )
 
     async def aclose(self) -> None:
@@ -101,19 +126,25 @@ class Anthropic:
     def _body(self, job: Job, *, stream: bool = False) -> bytes:
         return self._encode(wire.call(job, stream=stream))
 
+    def _choice(self, job: Job, answer: wire.Answer) -> Choice:
+        if wire.is_given(answer.error):
+            raise wire.failure(self.name, answer.error, self._upstream.key)
+        if answer.content is None:
+            raise UpstreamFailed(f"The provider {self.name} gave no answer.")
+        text, calls = wire.read_content(self.name, answer.content, tools=job.tools is not None)
+        return Choice(
+            index=0,
+            text=echoed_prompt(job) + text,
+            finish_reason=wire.finish_reason(answer.stop_reason, called=bool(calls)),
+            tool_calls=calls,
+        )
+
     def _failed(self, body: bytes) -> UpstreamError | None:
         reported = self._decoded(body).error
-        return None if reported is None else wire.failure(self.name, reported, self._upstream.key)
+        return wire.failure(self.name, reported, self._upstream.key) if wire.is_given(reported) else None
 
     def _decoded(self, body: bytes) -> wire.Answer:
         return self._upstream.decoded(body, self._decode)
-
-
-async def _nothing(job: Job) -> AsyncGenerator[Sequence[Chunk], None]:
-    """The stream of no tokens."""
-    text = echoed_prompt(job)
-    echoed = [Chunk(0, text, tokens=0, echoed=True)] if text else []
-    yield [*echoed, Chunk(0, "", "length")]
 
 
 def _impossible(job: Job) -> str | None:
@@ -126,7 +157,6 @@ def _impossible(job: Job) -> str | None:
         "suffix": bool(job.suffix),
         "prompt": isinstance(job.prompt, tuple),
         "echo": job.echo and job.prompt is None,
-        "response_format": job.response_format is not None,
         "logit_bias": bool(sampling.logit_bias),
         "seed": sampling.seed is not None,
         "presence_penalty": bool(sampling.presence_penalty),

@@ -7,17 +7,21 @@ from collections.abc import Sequence
 
 import msgspec
 
-from headgate.core.completion import Chunk, Job, Usage
+from headgate.core.completion import Chunk, Job, ToolCallPiece, Usage
 from headgate.core.errors import UpstreamError, UpstreamFailed
 from headgate.providers.anthropic_wire import (
+    Block,
     Counts,
     Event,
+    InputEvent,
     Kind,
     failure,
     finish_reason,
+    is_given,
     merged,
     usage_of,
 )
+from headgate.providers.tool_calls import StreamedCalls, input_text
 from headgate.providers.upstream import echoed_prompt
 
 BYTES_PER_TOKEN = 4
@@ -34,17 +38,20 @@ _KNOWN = frozenset(
 )
 _decode = msgspec.json.Decoder(Event).decode
 _decode_kind = msgspec.json.Decoder(Kind).decode
+_decode_input = msgspec.json.Decoder(InputEvent).decode
 
 
 class StreamedMessage:
     """The one choice of a stream, and its usage: input is reported at the start, output so far every now and then.
 
     `ended` is True when nothing more is to come, `failure` then says what went wrong, if anything did. Chunks
-    that came before a failure are still given. An echoed prompt is put first here: the format cannot echo.
+    that came before a failure are still given. An echoed prompt is put first here: the format cannot echo. Tool calls
+    are read where the job has tools.
     """
 
     __slots__ = (
         "_begun",
+        "_calls",
         "_counts",
         "_finished",
         "_given",
@@ -64,6 +71,7 @@ class StreamedMessage:
         self._job = job
         self._key = key
         self._preface = echoed_prompt(job)
+        self._calls = StreamedCalls(provider) if job.tools is not None else None
         self._begun = False
         self._finished = False
         self._counts: Counts | None = Counts()
@@ -82,7 +90,7 @@ class StreamedMessage:
             for data in events:
                 event = self._read(data)
                 if event is not None:
-                    self._add(event, batch)
+                    self._add(event, data, batch)
                 if self.ended:
                     break
         except UpstreamError as error:
@@ -99,7 +107,8 @@ class StreamedMessage:
         return batch
 
     def reported(self) -> list[Chunk]:
-        """The usage that was reported and not given yet; of an answer that broke off it counts too.
+        """The usage that was reported and not given yet; of an answer that broke off it counts too, and its failure
+        bears it.
 
         Text that came after the last report of output is estimated: what was reported before it says nothing of it.
         """
@@ -116,6 +125,8 @@ class StreamedMessage:
                 cached_tokens=usage.cached_tokens,
                 source="estimate",
             )
+        if self.failure is not None:
+            self.failure.usage = usage
         return [Chunk(-1, usage=usage)]
 
     def connection_ended(self) -> None:
@@ -134,19 +145,33 @@ class StreamedMessage:
                 raise
             return None
 
-    def _add(self, event: Event, batch: list[Chunk]) -> None:
-        if event.error is not None or event.type == "error":
+    def _add(self, event: Event, data: bytes, batch: list[Chunk]) -> None:
+        if (event.error and is_given(event.error)) or event.type == "error":
             raise failure(self._provider, event.error, self._key)
         match event.type:
             case "content_block_delta":
                 delta = event.delta
-                if delta is not None and delta.type == "text_delta" and delta.text:
-                    self._say(delta.text, batch)
+                if delta is None:
+                    return
+                if delta.type == "text_delta":
+                    if delta.text:
+                        self._say(delta.text, batch)
+                elif self._calls is not None and delta.type == "input_json_delta":
+                    piece = _decode_input(data)
+                    self._call(self._calls.go_on(piece.index, piece.delta.partial_json), batch)
             case "content_block_start":
                 self._begun = True
                 block = event.content_block
-                if block is not None and block.type == "text" and block.text:
-                    self._say(block.text, batch)
+                if block is None:
+                    return
+                if block.type == "text":
+                    if block.text:
+                        self._say(block.text, batch)
+                elif self._calls is not None and block.type == "tool_use":
+                    self._begin_call(self._calls, block, _decode_input(data).index, batch)
+            case "content_block_stop":
+                if self._calls is not None:
+                    self._call(self._calls.end(_decode_input(data).index), batch)
             case "message_start":
                 self._begun = True
                 if event.message is not None:
@@ -154,7 +179,7 @@ class StreamedMessage:
                     self._tell_input(batch)
             case "message_delta":
                 counts = self._counts = merged(self._counts, event.usage)
-                if event.usage is not None and counts is not None and counts.output_tokens is not None:
+                if is_given(event.usage) and counts is not None and counts.output_tokens is not None:
                     self._uncounted = 0
                 if event.delta is not None and event.delta.stop_reason is not None:
                     self._finish(event.delta.stop_reason, batch)
@@ -173,24 +198,46 @@ class StreamedMessage:
 
     def _say(self, text: str, batch: list[Chunk]) -> None:
         if self._finished:
-            raise UpstreamFailed(f"The provider {self._provider} went on after the end of its answer.")
+            raise self._goes_on()
         if self._preface:
             self._echo(batch)
         self._begun = True
         self._uncounted += len(text.encode())
         batch.append(Chunk(0, text))
 
+    def _begin_call(self, calls: StreamedCalls, block: Block, index: int, batch: list[Chunk]) -> None:
+        given = input_text(self._provider, block.input)
+        self._call(calls.begin(index, block.id or "", block.name or "", given), batch)
+
+    def _call(self, piece: ToolCallPiece | None, batch: list[Chunk]) -> None:
+        if piece is None:
+            return
+        if self._finished:
+            raise self._goes_on()
+        if self._preface:
+            self._echo(batch)
+        self._uncounted += len((piece.name or "").encode()) + len(piece.arguments.encode())
+        batch.append(Chunk(0, tool_calls=(piece,)))
+
     def _finish(self, reason: str | None, batch: list[Chunk]) -> None:
         if self._finished:
             return
         if self._preface:
             self._echo(batch)
+        calls = self._calls
+        finish = finish_reason(reason, called=calls is not None and calls.count > 0)
+        if calls is not None and finish != "length":
+            for piece in calls.end_all():
+                self._call(piece, batch)
         self._begun = self._finished = True
-        batch.append(Chunk(0, "", finish_reason(reason)))
+        batch.append(Chunk(0, "", finish))
 
     def _echo(self, batch: list[Chunk]) -> None:
         batch.append(Chunk(0, self._preface, tokens=0, echoed=True))
         self._preface = ""
+
+    def _goes_on(self) -> UpstreamFailed:
+        return UpstreamFailed(f"The provider {self._provider} went on after the end of its answer.")
 
     def _fail(self, error: UpstreamError) -> None:
         self.ended = True

@@ -3,17 +3,43 @@
 Blocking answers and events of streams are read apart: the former is one message, the latter are pieces of one.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
-from headgate.core.completion import FinishReason, Job, Message, Usage
-from headgate.core.errors import InvalidRequest, UpstreamError
+from headgate.core.completion import FinishReason, Job, Message, Sampling, ToolCall, Tools, Usage
+from headgate.core.errors import UpstreamError
+from headgate.providers.anthropic_turns import Turn, empty, plain_turns, turns
+from headgate.providers.json_schema import answer_schema, arguments_schema
+from headgate.providers.tool_calls import input_text, whole_call
 from headgate.providers.upstream_errors import from_report
 
 Count = Annotated[int, Meta(ge=0, le=2**40)]
 """Tokens; more than that is nonsense, not usage."""
+
+
+class Function(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A tool. `strict` is sent where it asks for something: without it nothing is promised anyway."""
+
+    name: str
+    input_schema: Raw
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ToolChoice(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    type: str
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class SchemaFormat(Struct, frozen=True, tag="json_schema"):
+    schema: Raw
+
+
+class OutputConfig(Struct, frozen=True):
+    format: SchemaFormat
 
 
 class Call(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -21,34 +47,40 @@ class Call(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 
     model: str
     max_tokens: int
-    messages: tuple[Message, ...]
+    messages: tuple[Message | Turn, ...]
     system: str | None = None
     temperature: float | None = None
     top_p: float | None = None
     stop_sequences: tuple[str, ...] | None = None
+    tools: tuple[Function, ...] | None = None
+    tool_choice: ToolChoice | None = None
+    output_config: OutputConfig | None = None
     stream: bool | None = None
 
 
 class Block(Struct, frozen=True, gc=False):
-    """A content block. Others than text (thinking, tools) are not read."""
+    """A content block. Those of other types than text and tool_use (thinking, an upstream's own tools) are not read."""
 
-    type: str = ""
+    type: str
     text: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: Raw = Raw()
 
 
 class Answer(Struct, frozen=True, gc=False):
-    """A blocking answer. `usage` and `error` are looked at only where they matter."""
+    """A blocking answer. What is Raw here and below is decoded only where it matters: until then it costs nothing."""
 
     content: list[Block] | None = None
     stop_reason: str | None = None
-    usage: Any = None
-    error: Any = None
+    usage: Raw = Raw()
+    error: Raw = Raw()
 
 
 class Opening(Struct, frozen=True, gc=False):
     """The message as it is when its stream begins."""
 
-    usage: Any = None
+    usage: Raw = Raw()
 
 
 class Delta(Struct, frozen=True, gc=False):
@@ -64,8 +96,19 @@ class Event(Struct, frozen=True, gc=False):
     delta: Delta | None = None
     content_block: Block | None = None
     message: Opening | None = None
-    usage: Any = None
-    error: Any = None
+    usage: Raw = Raw()
+    error: Raw = Raw()
+
+
+class _InputDelta(Struct, frozen=True, gc=False):
+    partial_json: str = ""
+
+
+class InputEvent(Struct, frozen=True, gc=False):
+    """What tells one block from another, and a piece of a tool call's arguments."""
+
+    index: int = 0
+    delta: _InputDelta = _InputDelta()
 
 
 class Kind(Struct, frozen=True, gc=False):
@@ -88,11 +131,15 @@ class _Reported(Struct, frozen=True, gc=False):
     type: str | None = None
 
 
+_NULL = Raw(b"null")
+_decode_reported = msgspec.json.Decoder(_Reported).decode
+_decode_counts = msgspec.json.Decoder(Counts).decode
 _FINISH_REASONS: dict[str, FinishReason] = {
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
     "refusal": "content_filter",
 }
+_CHOICES = {"auto": "auto", "required": "any", "named": "tool"}
 _STATUS_OF_TYPE = {
     "billing_error": 402,
     "not_found_error": 404,
@@ -104,16 +151,25 @@ _STATUS_OF_TYPE = {
 """The status that goes with an error type which only this format knows, or knows by another one."""
 
 
-def finish_reason(given: str | None) -> FinishReason:
-    """Ours for theirs. All but those listed (end_turn, stop_sequence, ...) mean that the model ended by itself."""
+def finish_reason(given: str | None, *, called: bool) -> FinishReason:
+    """Ours for theirs. All but those listed (end_turn, stop_sequence, ...) mean that the model ended by itself.
+
+    `called`: there are tool calls in the answer.
+    """
+    if called and given in ("tool_use", None):
+        return "tool_calls"
     return _FINISH_REASONS.get(given or "", "stop")
 
 
-def failure(provider: str, reported: object, key: str | None) -> UpstreamError:
+def is_given(raw: Raw) -> bool:
+    return bool(raw) and raw != _NULL
+
+
+def failure(provider: str, reported: Raw, key: str | None) -> UpstreamError:
     """The error for an `error` object in a 200 answer or in an event. `key` is cut out of any words passed on."""
     try:
-        error = msgspec.convert(reported, _Reported)
-    except msgspec.ValidationError:
+        error = _decode_reported(reported)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         error = _Reported()
     status = _STATUS_OF_TYPE.get(error.type or "")
     return from_report(provider, {"message": error.message, "type": error.type, "code": status}, key)
@@ -122,66 +178,69 @@ def failure(provider: str, reported: object, key: str | None) -> UpstreamError:
 def call(job: Job, *, stream: bool) -> Call:
     """The body of a job's call. InvalidRequest for a conversation that the format has no words for."""
     sampling = job.sampling
-    system, turns = conversation(job)
+    system, messages = conversation(job)
+    tools = job.tools
+    schema = None if job.response_format is None else answer_schema(job.response_format)
+    # Some models refuse the two together; 1 is the default of both.
+    top_p = None if sampling.top_p == 1 else sampling.top_p
     return Call(
         model=job.model.upstream_name,
         max_tokens=job.max_tokens,
-        messages=turns,
+        messages=messages,
         system=system,
-        temperature=sampling.temperature,
-        # Some models refuse the two together; 1 changes nothing.
-        top_p=None if sampling.top_p == 1 else sampling.top_p,
+        temperature=None if sampling.temperature == 1 and top_p is not None else sampling.temperature,
+        top_p=top_p,
         stop_sequences=sampling.stop or None,
+        tools=_functions(tools) if tools else None,
+        tool_choice=_choice(tools) if tools else None,
+        output_config=None if schema is None else OutputConfig(SchemaFormat(schema)),
         stream=True if stream else None,
     )
 
 
-def conversation(job: Job) -> tuple[str | None, tuple[Message, ...]]:
+def steers_twice(sampling: Sampling) -> bool:
+    """Both temperature and top_p are to change something, which newer models refuse."""
+    return sampling.temperature not in (None, 1) and sampling.top_p not in (None, 1)
+
+
+def conversation(job: Job) -> tuple[str | None, tuple[Message | Turn, ...]]:
     """The system prompt, if there is one, and the turns, which alternate and begin with the user's.
 
-    The format knows one system prompt and nobody speaking twice: what belongs together is joined by blank lines. A
-    prompt is one user message.
+    A prompt is one user message. InvalidRequest for what the format has no words for.
     """
-    if job.messages is None:
+    messages = job.messages
+    if messages is None:
         prompt = job.prompt if isinstance(job.prompt, str) else ""
         if not prompt.strip():
-            raise _empty("prompt")
+            raise empty("prompt")
         return None, (Message(role="user", content=prompt),)
-    system: list[str] = []
-    turns: list[tuple[Message, list[str]]] = []
-    for message in job.messages:
-        if message.role == "system":
-            parts = system
-        elif turns and turns[-1][0].role == message.role:
-            parts = turns[-1][1]
-        else:
-            parts = []
-            turns.append((message, parts))
-        if message.content.strip():
-            parts.append(message.content)
-    if not turns or turns[0][0].role != "user":
-        raise InvalidRequest(
-            "messages must begin with a user message for this model; system messages may stand before it.",
-            param="messages",
-            allowed="a user message first",
-        )
-    if not all(parts for _, parts in turns):
-        raise _empty("messages")
-    return "\n\n".join(system) or None, tuple(
-        Message(role=first.role, content="\n\n".join(parts)) for first, parts in turns
+    if all(message.is_plain for message in messages):
+        return plain_turns(messages)
+    return turns(messages)
+
+
+def read_content(provider: str, content: list[Block], *, tools: bool) -> tuple[str, tuple[ToolCall, ...]]:
+    """The text of a blocking answer, and its tool calls where it was given `tools`."""
+    text = "".join(block.text or "" for block in content if block.type == "text")
+    if not tools:
+        return text, ()
+    uses = [block for block in content if block.type == "tool_use"]
+    return text, tuple(
+        whole_call(provider, nth, use.id or "", use.name or "", input_text(provider, use.input))
+        for nth, use in enumerate(uses)
     )
 
 
-def merged(before: Counts | None, reported: object) -> Counts | None:
+def merged(before: Counts | None, reported: Raw) -> Counts | None:
     """What is known after this report; what it leaves out stands as before.
 
     None once there was a report whose figures are no token counts: the others are not believed then either.
     """
-    if before is None or reported is None:
+    if before is None or not is_given(reported):
         return before
     try:
-        now = msgspec.convert(reported, Counts)
-    except msgspec.ValidationError:
+        now = _decode_counts(reported)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     return Counts(
         input_tokens=_latest(before.input_tokens, now.input_tokens),
@@ -194,7 +253,11 @@ def merged(before: Counts | None, reported: object) -> Counts | None:
 
 
 def usage_of(counts: Counts | None) -> Usage | None:
-    """The usage as reported, a zero included; None where a figure is missing. Input comes in three parts."""
+    """The usage as reported, a zero included; None where a figure is missing. Input comes in three parts.
+
+    What was written into the upstream's cache counts as plain input, though the upstream bills it at 1.25 times that
+    price (twice for an hour): our prices know no such rate. We ask for no caching, so there should be none.
+    """
     if counts is None or counts.input_tokens is None or counts.output_tokens is None:
         return None
     cached = counts.cache_read_input_tokens or 0
@@ -209,9 +272,27 @@ def _latest(before: int | None, now: int | None) -> int | None:
     return before if now is None else now
 
 
-def _empty(param: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{param} must not be empty: this model answers no message without text.",
-        param=param,
-        allowed="text that is not blank",
+def _functions(tools: Tools) -> tuple[Function, ...]:
+    return tuple(
+        Function(
+            name=tool.name,
+            description=tool.description,
+            input_schema=arguments_schema(tool.parameters),
+            strict=tool.strict or None,
+        )
+        for tool in tools.tools
+    )
+
+
+def _choice(tools: Tools) -> ToolChoice | None:
+    """None: the upstream's own way, which is auto with several calls at once."""
+    if tools.choice == "none":
+        return ToolChoice(type="none")
+    one_at_most = True if tools.parallel is False else None
+    if tools.choice is None and one_at_most is None:
+        return None
+    return ToolChoice(
+        type=_CHOICES[tools.choice or "auto"],
+        name=tools.name if tools.choice == "named" else None,
+        disable_parallel_tool_use=one_at_most,
     )

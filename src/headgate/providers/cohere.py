@@ -13,6 +13,7 @@ from headgate.core.errors import InvalidRequest, UpstreamError, UpstreamFailed
 from headgate.core.models import ModelSpec
 from headgate.core.ports import Tokenizer
 from headgate.providers import cohere_wire as wire
+from headgate.providers.cohere_messages import messages_of
 from headgate.providers.cohere_stream import StreamedAnswer
 from headgate.providers.upstream import Upstream, bearer, echoed_prompt
 
@@ -23,16 +24,18 @@ MAX_STOPS = 5
 class Cohere:
     """The service. Without the key that its settings name, its models are unavailable.
 
-    `api_key` is the value of `settings.api_key_env`, None where that variable is not set. `settings.base_url` ends
-    with /v2.
+    `api_key` is the value of `settings.api_key_env`, `proxy` that of `settings.proxy_env`, None where that variable is
+    not set. `settings.base_url` ends with /v2.
     """
 
     stream_only = False
     tokenizer: Tokenizer | None = None
 
-    def __init__(self, name: str, settings: ProviderSettings, api_key: str | None) -> None:
+    def __init__(
+        self, name: str, settings: ProviderSettings, api_key: str | None, *, proxy: str | None = None
+    ) -> None:
         self.name = name
-        self._upstream = Upstream(name, settings, api_key, bearer)
+        self._upstream = Upstream(name, settings, api_key, bearer, proxy=proxy)
         self._encode = msgspec.json.Encoder().encode
         self._decode = msgspec.json.Decoder(wire.Answer).decode
 
@@ -47,27 +50,28 @@ class Cohere:
         return None
 
     async def complete(self, job: Job, on_sent: Callable[[], None]) -> Completion:
-        answer = self._decoded(await self._upstream.answer(PATH, self._body(job), on_sent))
-        if isinstance(answer.message, str):
-            raise wire.failed(self.name)
-        if answer.message is None:
-            raise UpstreamFailed(f"The provider {self.name} gave no message.")
-        text = "".join(content.text or "" for content in answer.message.content or ())
-        choice = Choice(
-            index=0,
-            text=echoed_prompt(job) + text,
-            finish_reason=wire.finish_reason(self.name, answer.finish_reason),
+        body = self._body(job)
+        answer = self._decoded(
+            await self._upstream.answer(
+                PATH, body, on_sent, most_tokens=job.max_tokens, deadline=job.deadline
+            )
         )
-        return Completion(choices=(choice,), usage=wire.usage_of(answer.usage))
+        usage = wire.usage_of(answer.usage)
+        try:
+            return Completion(choices=(self._choice(job, answer),), usage=usage)
+        except UpstreamError as error:
+            error.usage = usage
+            raise
 
     def stream(self, job: Job, on_sent: Callable[[], None]) -> AsyncGenerator[Sequence[Chunk], None]:
         return self._upstream.stream(
             PATH,
             self._body(job, stream=True),
             on_sent,
-            StreamedAnswer(self.name, echoed_prompt(job)),
+            StreamedAnswer(self.name, echoed_prompt(job), tools=job.tools is not None),
             most_tokens=job.max_tokens,
             failed=self._failed,
+            deadline=job.deadline,
         )
 
     async def aclose(self) -> None:
@@ -75,6 +79,21 @@ class Cohere:
 
     def _body(self, job: Job, *, stream: bool = False) -> bytes:
         return self._encode(wire.call(job, stream=stream))
+
+    def _choice(self, job: Job, answer: wire.Answer) -> Choice:
+        message = answer.message
+        if isinstance(message, str):
+            raise wire.failed(self.name)
+        if message is None:
+            raise UpstreamFailed(f"The provider {self.name} gave no message.")
+        calls = wire.calls_of(self.name, message.tool_calls) if job.tools is not None else ()
+        text = "".join(content.text or "" for content in message.content or ())
+        return Choice(
+            index=0,
+            text=echoed_prompt(job) + text,
+            finish_reason=wire.finish_reason(self.name, answer.finish_reason, called=bool(calls)),
+            tool_calls=calls,
+        )
 
     def _failed(self, body: bytes) -> UpstreamError | None:
         return wire.failed(self.name) if isinstance(self._decoded(body).message, str) else None
@@ -108,13 +127,23 @@ def _refusal(job: Job) -> InvalidRequest | None:
             code="unsupported_parameter",
             allowed=allowed,
         )
-    if not any(message.role == "user" and message.content.strip() for message in wire.messages_of(job)):
+    messages_of(job)
+    if not _is_asked(job):
         return InvalidRequest(
             f"The model {job.model.name} needs at least one user message that is not empty.",
             param="prompt" if job.messages is None else "messages",
             allowed="at least one message whose role is user, with text",
         )
     return None
+
+
+def _is_asked(job: Job) -> bool:
+    """Some user says something, or shows an image."""
+    if job.messages is None:
+        return isinstance(job.prompt, str) and bool(job.prompt.strip())
+    return any(
+        message.role == "user" and bool(message.parts or message.content.strip()) for message in job.messages
+    )
 
 
 def _unknown(job: Job) -> str | None:
@@ -127,6 +156,7 @@ def _unknown(job: Job) -> str | None:
         "suffix": bool(job.suffix),
         "echo": job.echo and job.prompt is None,
         "logit_bias": bool(job.sampling.logit_bias),
+        "parallel_tool_calls": job.tools is not None and job.tools.parallel is False,
     }
     return next((param for param, given in asked.items() if given), None)
 
@@ -140,4 +170,11 @@ def _out_of_range(job: Job) -> tuple[str, str] | None:
         return "presence_penalty", "0 to 1"
     if len(sampling.stop) > MAX_STOPS:
         return "stop", f"at most {MAX_STOPS} sequences"
+    if job.tools is not None:
+        if job.tools.choice == "named":
+            return "tool_choice", "auto, none or required"
+        if len({bool(tool.strict) for tool in job.tools.tools}) > 1:
+            return "tools", "strict for all of them, or for none"
+        if job.response_format is not None:
+            return "response_format", "null where there are tools"
     return None

@@ -6,13 +6,16 @@ we count; `tokens`, everything that went through the model, stands in where they
 part of `tokens`, counted from its beginning, where what is not billed stands: only those beyond it are billed ones.
 """
 
-from typing import Any
+from typing import Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
-from headgate.core.completion import FinishReason, Job, Message, ResponseFormat, Usage
+from headgate.core.completion import FinishReason, Job, Message, ResponseFormat, ToolCall, Tools, Usage
 from headgate.core.errors import UpstreamFailed, UpstreamTimeout
+from headgate.providers.cohere_messages import Said, messages_of
+from headgate.providers.json_schema import answer_schema, arguments_schema
+from headgate.providers.tool_calls import whole_call
 
 DONE = b"[DONE]"
 LEAST_P, MOST_P = 0.01, 0.99
@@ -22,16 +25,33 @@ MAX_TOKENS_REPORTED = 2**40
 """A count beyond this is nonsense, not usage."""
 
 
+_NULL = Raw(b"null")
+_CHOICES = {"required": "REQUIRED", "none": "NONE"}
+"""Left out, the model chooses."""
+
+
 class Format(Struct, frozen=True, kw_only=True, omit_defaults=True):
     type: str
-    json_schema: msgspec.Raw | None = None
+    json_schema: Raw | None = None
+
+
+class Function(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    name: str
+    parameters: Raw
+    description: str | None = None
+
+
+class Offered(Struct, frozen=True, tag="function"):
+    """A tool."""
+
+    function: Function
 
 
 class Call(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A request body. What is None is not sent: Cohere's own default applies."""
 
     model: str
-    messages: tuple[Message, ...]
+    messages: tuple[Message | Said, ...]
     max_tokens: int
     temperature: float | None = None
     p: float | None = None
@@ -40,17 +60,37 @@ class Call(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     response_format: Format | None = None
+    tools: tuple[Offered, ...] | None = None
+    tool_choice: str | None = None
+    strict_tools: bool | None = None
     stream: bool | None = None
 
 
 class Content(Struct, frozen=True, gc=False):
-    """A text, or a piece of one; what the model thought has none."""
+    """A text; what the model thought has none."""
 
+    type: str
     text: str | None = None
 
 
 class AssistantMessage(Struct, frozen=True, gc=False):
+    """What is Raw here and below is decoded only where it matters: until then it costs nothing."""
+
+    role: Literal["assistant"]
     content: list[Content] | None = None
+    tool_calls: Raw = Raw()
+
+
+class CalledFunction(Struct, frozen=True, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class Called(Struct, frozen=True, gc=False):
+    """A tool call."""
+
+    id: str
+    function: CalledFunction
 
 
 class Answer(Struct, frozen=True, gc=False):
@@ -58,19 +98,23 @@ class Answer(Struct, frozen=True, gc=False):
 
     message: AssistantMessage | str | None = None
     finish_reason: str | None = None
-    usage: Any = None
+    usage: Raw = Raw()
 
 
 class Event(Struct, frozen=True, gc=False):
     """One event of a stream. What `delta` is depends on the type. `message` are an error's words; no event has any."""
 
     type: str = ""
-    delta: msgspec.Raw = msgspec.Raw(b"{}")
-    message: Any = None
+    delta: Raw = Raw(b"{}")
+    message: Raw = Raw()
+
+
+class _Piece(Struct, frozen=True, gc=False):
+    text: str | None = None
 
 
 class _PieceMessage(Struct, frozen=True, gc=False):
-    content: Content | None = None
+    content: _Piece | None = None
 
 
 class Piece(Struct, frozen=True, gc=False):
@@ -79,12 +123,32 @@ class Piece(Struct, frozen=True, gc=False):
     message: _PieceMessage | None = None
 
 
+class _CallPiece(Struct, frozen=True, gc=False):
+    id: str = ""
+    function: CalledFunction = CalledFunction()
+
+
+class _CallMessage(Struct, frozen=True, gc=False):
+    tool_calls: _CallPiece = _CallPiece()
+
+
+class _CallDelta(Struct, frozen=True, gc=False):
+    message: _CallMessage = _CallMessage()
+
+
+class CallEvent(Struct, frozen=True, gc=False):
+    """An event that begins, goes on with or ends the `index`-th tool call."""
+
+    index: int = 0
+    delta: _CallDelta = _CallDelta()
+
+
 class End(Struct, frozen=True, gc=False):
     """The delta of the last event."""
 
     finish_reason: str | None = None
-    usage: Any = None
-    error: Any = None
+    usage: Raw = Raw()
+    error: Raw = Raw()
 
 
 class _Counts(Struct, frozen=True, gc=False):
@@ -98,9 +162,14 @@ class _ReportedUsage(Struct, frozen=True, gc=False):
     cached_tokens: float | None = None
 
 
+_decode_usage = msgspec.json.Decoder(_ReportedUsage).decode
+_decode_calls = msgspec.json.Decoder(list[Called]).decode
+
+
 def call(job: Job, *, stream: bool) -> Call:
     """The body of a job's call. A prompt is one user message."""
     sampling = job.sampling
+    tools = job.tools
     return Call(
         model=job.model.upstream_name,
         messages=messages_of(job),
@@ -113,20 +182,17 @@ def call(job: Job, *, stream: bool) -> Call:
         frequency_penalty=sampling.frequency_penalty or None,
         presence_penalty=sampling.presence_penalty or None,
         response_format=None if job.response_format is None else _format(job.response_format),
+        tools=_offered(tools) if tools else None,
+        tool_choice=_CHOICES.get(tools.choice or "auto") if tools else None,
+        strict_tools=True if tools and all(tool.strict for tool in tools.tools) else None,
         stream=True if stream else None,
     )
 
 
-def messages_of(job: Job) -> tuple[Message, ...]:
-    if job.messages is not None:
-        return job.messages
-    return (Message(role="user", content=job.prompt if isinstance(job.prompt, str) else ""),)
+def finish_reason(provider: str, given: str | None, *, called: bool = False) -> FinishReason:
+    """Ours for theirs; UpstreamError where theirs is a failure. `called`: there are tool calls in the answer.
 
-
-def finish_reason(provider: str, given: str | None) -> FinishReason:
-    """Ours for theirs; UpstreamError where theirs is a failure.
-
-    All others (COMPLETE, STOP_SEQUENCE, TOOL_CALL, what may come) mean that the model ended by itself.
+    All others (COMPLETE, STOP_SEQUENCE, what may come) mean that the model ended by itself.
     """
     if given == "MAX_TOKENS":
         return "length"
@@ -134,7 +200,29 @@ def finish_reason(provider: str, given: str | None) -> FinishReason:
         raise UpstreamTimeout(f"The provider {provider} did not finish its answer in time.")
     if given is not None and given.startswith("ERROR"):
         raise failed(provider)
-    return "stop"
+    return "tool_calls" if called and given in ("TOOL_CALL", None) else "stop"
+
+
+def calls_of(provider: str, given: Raw) -> tuple[ToolCall, ...]:
+    """The tool calls of a blocking answer. UpstreamFailed for what is none."""
+    if not given or given == _NULL:
+        return ()
+    try:
+        calls = _decode_calls(given)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UpstreamFailed(f"The provider {provider} sent a tool call that cannot be read.") from error
+    return tuple(
+        whole_call(provider, nth, call.id, call.function.name or "", call.function.arguments or "")
+        for nth, call in enumerate(calls)
+    )
+
+
+def is_text(raw: Raw) -> bool:
+    return memoryview(raw)[:1].tobytes() == b'"'
+
+
+def tells_something(error: Raw) -> bool:
+    return bool(error) and error not in (_NULL, Raw(b'""'))
 
 
 def failed(provider: str) -> UpstreamFailed:
@@ -142,11 +230,11 @@ def failed(provider: str) -> UpstreamFailed:
     return UpstreamFailed(f"The provider {provider} answered with an error.")
 
 
-def usage_of(reported: object) -> Usage | None:
+def usage_of(reported: Raw) -> Usage | None:
     """The billed usage, a zero included; None where the figures are no token counts."""
     try:
-        usage = msgspec.convert(reported, _ReportedUsage)
-    except msgspec.ValidationError:
+        usage = _decode_usage(reported)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     billed, used = _pair(usage.billed_units), _pair(usage.tokens)
     counts = billed or used
@@ -181,5 +269,22 @@ def _seed(seed: int) -> int:
 
 
 def _format(asked: ResponseFormat) -> Format:
-    """Cohere knows JSON, with a schema or without one; a schema's name and description are of no use to it."""
-    return Format(type="json_object", json_schema=None if asked.schema is None else msgspec.Raw(asked.schema))
+    """Cohere knows JSON, with a schema or without one, and always holds the answer to the schema.
+
+    That is what `strict` asks for; without it a schema may be held to as well, so `strict: false` is honoured too. The
+    description goes into the schema; the schema's name changes no answer.
+    """
+    return Format(type="json_object", json_schema=answer_schema(asked))
+
+
+def _offered(tools: Tools) -> tuple[Offered, ...]:
+    return tuple(
+        Offered(
+            Function(
+                name=tool.name,
+                description=tool.description,
+                parameters=arguments_schema(tool.parameters),
+            )
+        )
+        for tool in tools.tools
+    )

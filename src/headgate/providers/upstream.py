@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
-from headgate.config import ProviderSettings
+from headgate.config import ConfigError, ProviderSettings
 from headgate.core.completion import Chunk, Job
 from headgate.core.errors import ModelUnavailable, UpstreamError, UpstreamFailed
 from headgate.core.models import ModelSpec
@@ -13,15 +13,20 @@ from headgate.providers.sse_reader import MAX_EVENT_BYTES, SSEReader
 from headgate.providers.upstream_errors import from_status
 
 if TYPE_CHECKING:
-    from headgate.providers.http import Http, Response
+    from headgate.providers.egress.service import Http, Response
 
 T = TypeVar("T")
 
-MAX_ANSWER_BYTES = 32 * 1024 * 1024
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+"""Of a blocking answer where nothing better is known; what it is decoded into may take several times as much."""
+
 MAX_ERROR_BYTES = 64 * 1024
-STREAM_ALLOWANCE_BYTES = 1024 * 1024
+ALLOWANCE_BYTES = 1024 * 1024
 MAX_BYTES_PER_TOKEN = 4096
 """Of a stream, its wrapping included: what usual upstreams send for a token is a tenth of it."""
+
+MAX_BYTES_PER_PLAIN_TOKEN = 512
+"""Of a blocking answer, where tokens have no wrapping: the longest have some 128 bytes, all of them escaped perhaps."""
 
 
 class EventReader(Protocol):
@@ -51,9 +56,10 @@ class EventReader(Protocol):
 
 
 class Upstream:
-    """One service. Without the key that its settings name it is of no use, and `reason` says so.
+    """One service. Where its settings cannot work (no key, no such certificate) it is of no use, and `reason` says so.
 
-    `headers` makes the headers that carry the key, None where there is none.
+    `headers` makes the headers that carry the key, None where there is none. `proxy` is what the settings' `proxy_env`
+    names, read from the environment; it comes before their `proxy`.
     """
 
     def __init__(
@@ -62,24 +68,50 @@ class Upstream:
         settings: ProviderSettings,
         api_key: str | None,
         headers: Callable[[str | None], Mapping[str, str]],
+        *,
+        proxy: str | None = None,
     ) -> None:
         self.name = name
         self.key = api_key.strip() if api_key else None
         self.reason = _unusable(settings, self.key)
-        self._http = None if self.reason else _connect(name, settings, headers(self.key))
+        self._http: Http | None = None
+        if self.reason:
+            return
+        # Imported late: an installation without upstreams does without the memory of an HTTP client.
+        from headgate.providers.egress.connect import connect
+
+        try:
+            self._http = connect(name, settings, headers(self.key), proxy)
+        except ConfigError as error:
+            self.reason = str(error)
 
     def unavailable(self, model: ModelSpec) -> str | None:
         return self.reason or model.broken
 
-    async def answer(self, path: str, body: bytes, on_sent: Callable[[], None]) -> bytes:
-        """The whole JSON of a blocking answer. UpstreamError for everything but a 200."""
-        response = await self._open(path, body, on_sent)
+    async def answer(
+        self,
+        path: str,
+        body: bytes,
+        on_sent: Callable[[], None],
+        *,
+        most_tokens: int | None = None,
+        surplus: int = 0,
+        deadline: float | None = None,
+    ) -> bytes:
+        """The whole JSON of a blocking answer of at most `most_tokens` tokens and `surplus` bytes beside them.
+
+        `path` is percent-encoded. `deadline`: when it must be whole, in the loop's time. UpstreamError for everything
+        but a 200.
+        """
+        response = await self._open(path, body, on_sent, deadline)
         try:
             if response.status != 200:
                 raise await self._refused(response)
             if not _has_type(response, "application/json"):
                 raise UpstreamFailed(f"The provider {self.name} answered with something that is not JSON.")
-            return await response.read(MAX_ANSWER_BYTES)
+            if most_tokens is None:
+                return await response.read(MAX_ANSWER_BYTES)
+            return await response.read(ALLOWANCE_BYTES + most_tokens * MAX_BYTES_PER_PLAIN_TOKEN + surplus)
         finally:
             response.close()
 
@@ -94,19 +126,21 @@ class Upstream:
         failed: Callable[[bytes], UpstreamError | None],
         surplus: int = 0,
         most_event_bytes: int = MAX_EVENT_BYTES,
+        deadline: float | None = None,
     ) -> AsyncGenerator[Sequence[Chunk], None]:
         """The chunks of a streamed answer of at most `most_tokens` tokens and `surplus` bytes beside them.
 
-        `failed` reads an error out of a 200 that is JSON instead of a stream. UpstreamError.
+        `failed` reads an error out of a 200 that is JSON instead of a stream. `path`, `deadline` as in `answer`.
+        UpstreamError.
         """
-        response = await self._open(path, body, on_sent)
+        response = await self._open(path, body, on_sent, deadline)
         try:
             if response.status != 200:
                 raise await self._refused(response)
             if not _has_type(response, "text/event-stream"):
                 raise await self._not_a_stream(response, failed)
             reader = SSEReader(most_event_bytes)
-            left = STREAM_ALLOWANCE_BYTES + most_tokens * MAX_BYTES_PER_TOKEN + surplus
+            left = ALLOWANCE_BYTES + most_tokens * MAX_BYTES_PER_TOKEN + surplus
             while not answer.ended:
                 try:
                     block = await response.block()
@@ -146,25 +180,30 @@ class Upstream:
         if self._http is not None:
             await self._http.aclose()
 
-    async def _open(self, path: str, body: bytes, on_sent: Callable[[], None]) -> "Response":
+    async def _open(
+        self, path: str, body: bytes, on_sent: Callable[[], None], deadline: float | None
+    ) -> "Response":
         if self._http is None:
             raise ModelUnavailable(self.reason or "")
-        return await self._http.open(path, body, on_sent)
+        return await self._http.open(path, body, on_sent, deadline=deadline)
 
     async def _not_a_stream(
         self, response: "Response", failed: Callable[[bytes], UpstreamError | None]
     ) -> UpstreamError:
         error = None
-        if _has_type(response, "application/json"):
-            error = failed(await response.read(MAX_ANSWER_BYTES))
+        if _has_type(response, "application/json") and (body := await self._error_body(response)):
+            error = failed(body)
         return error or UpstreamFailed(f"The provider {self.name} did not answer with a stream.")
 
     async def _refused(self, response: "Response") -> UpstreamError:
-        try:
-            body = await response.read(MAX_ERROR_BYTES)
-        except UpstreamError:
-            body = b""  # the status alone says enough
+        body = await self._error_body(response)
         return from_status(self.name, response.status, response.headers, body, self.key)
+
+    async def _error_body(self, response: "Response") -> bytes:
+        try:
+            return await response.read(MAX_ERROR_BYTES)
+        except UpstreamError:
+            return b""  # that it is an error says enough
 
 
 def bearer(key: str | None) -> dict[str, str]:
@@ -184,20 +223,6 @@ def _unusable(settings: ProviderSettings, key: str | None) -> str | None:
     if key and not (key.isascii() and key.isprintable()):
         return f"set {variable} to a key; it holds characters that no key has"
     return None
-
-
-def _connect(name: str, settings: ProviderSettings, headers: Mapping[str, str]) -> "Http":
-    # Imported late: an installation without upstreams does without the memory of an HTTP client.
-    from headgate.providers.http import Http
-
-    return Http(
-        name,
-        settings.base_url,
-        headers,
-        timeout_s=settings.timeout_s,
-        total_timeout_s=settings.total_timeout_s,
-        max_concurrency=settings.max_concurrency,
-    )
 
 
 def _has_type(response: "Response", media_type: str) -> bool:

@@ -5,7 +5,10 @@ Only where the upstream says that the request is wrong does the client read its 
 
 import math
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 
 import msgspec
 from msgspec import Struct
@@ -59,10 +62,16 @@ class _ErrorBody(Struct, frozen=True):
 
 
 def from_status(
-    provider: str, status: int, headers: Mapping[str, str], body: bytes, key: str | None
+    provider: str,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    key: str | None,
+    *,
+    clock: Callable[[], float] = time.time,
 ) -> UpstreamError:
     """The error for a response that is not a 200. `key` is cut out of any words passed on."""
-    return _error(provider, status, _words(body), _seconds(headers.get("Retry-After")), key)
+    return _error(provider, status, _words(body), _retry_after(headers, clock), key)
 
 
 def from_report(provider: str, reported: object, key: str | None) -> UpstreamError:
@@ -103,7 +112,7 @@ def _error(provider: str, status: int, words: str | None, retry_after: int, key:
             )
         case 503 | 529:
             error = UpstreamUnavailable(f"The provider {provider} is overloaded.", retry_after=retry_after)
-        case 504:
+        case 408 | 504:
             error = UpstreamTimeout(f"The provider {provider} did not answer in time.")
         case _:
             error = UpstreamFailed(f"The provider {provider} failed with status {status}.")
@@ -129,12 +138,29 @@ def _safe(words: str | None, key: str | None) -> str:
     return words if len(words) <= MAX_MESSAGE else words[: MAX_MESSAGE - 1] + "…"
 
 
-def _seconds(retry_after: str | None) -> int:
-    """Retry-After in whole seconds, kept within what clients accept; a date counts as not given."""
-    try:
-        seconds = float(retry_after or 0)
-    except ValueError:
-        seconds = 0
-    if math.isnan(seconds):
-        seconds = 0
+def _retry_after(headers: Mapping[str, str], clock: Callable[[], float]) -> int:
+    """How long to wait, in whole seconds, kept within what clients accept."""
+    seconds = _seconds(headers.get("Retry-After"), clock)
+    if seconds is None:
+        milliseconds = _number(headers.get("retry-after-ms"))  # OpenAI's, and Azure's
+        seconds = 0 if milliseconds is None else milliseconds / 1000
     return math.ceil(min(max(seconds, MIN_RETRY_AFTER), MAX_RETRY_AFTER))
+
+
+def _seconds(retry_after: str | None, clock: Callable[[], float]) -> float | None:
+    seconds = _number(retry_after)
+    if seconds is not None or not retry_after:
+        return seconds
+    try:
+        then = parsedate_to_datetime(retry_after)
+        return (then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp() - clock()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _number(written: str | None) -> float | None:
+    try:
+        number = float(written or "")
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number

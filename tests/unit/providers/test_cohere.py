@@ -7,6 +7,7 @@ from typing import Any
 import cohere
 import pytest
 from tests.support.asking import KEY, nothing
+from tests.support.called import called
 from tests.support.cohere_upstream import THOUGHT, UNBILLED, CohereUpstream, counts
 from tests.support.jobs import job as any_job
 from tests.support.jobs import model
@@ -60,6 +61,7 @@ async def both(provider: Cohere, asked: Job) -> tuple[Choice, Usage | None, list
     [choice] = completion.choices
     assert choice.index == 0
     assert choice.text == "".join(chunk.text for chunk in chunks)
+    assert list(choice.tool_calls) == called(chunks)
     assert [choice.finish_reason] == [chunk.finish_reason for chunk in chunks if chunk.finish_reason]
     assert [chunk.usage for chunk in chunks if chunk.usage] == (
         [completion.usage] if completion.usage else []

@@ -1,9 +1,11 @@
 """Cohere when it refuses, breaks, lies or is given up on."""
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator
 
 import cohere
+import msgspec
 import pytest
 from tests.support.asking import KEY, nothing
 from tests.support.cohere_upstream import CohereUpstream, counts, delta, message_end, refusal
@@ -22,6 +24,7 @@ from headgate.core.errors import (
     UpstreamUnavailable,
 )
 from headgate.providers.cohere import Cohere
+from headgate.providers.cohere_wire import Answer
 
 WORDS = ("one", " two", " three", " four")
 JOB: Job = any_job("command", shape="chat")
@@ -199,6 +202,10 @@ async def test_a_blocking_answer_that_breaks_fails(
         "{",
         "{}",
         '{"message": null}',
+        '{"message": {}}',
+        '{"message": {"content": [{"type": "text", "text": "a"}]}}',
+        '{"message": {"role": "user", "content": []}}',
+        '{"message": {"role": "assistant", "content": [{"text": "a"}]}}',
         '{"message": {"content": "text"}}',
         '{"message": {"content": [7]}}',
         '{"message": {"content": [{"type": "text", "text": 7}]}}',
@@ -285,3 +292,15 @@ async def test_closing_a_stream_ends_it_upstream(upstream: CohereUpstream, provi
     async with asyncio.timeout(1):
         await upstream.requests[0].closed.wait()
     assert not upstream.requests[0].answered.is_set()
+
+
+@pytest.mark.parametrize("field", ("usage", "more"))
+def test_what_is_not_looked_at_takes_no_memory(field: str) -> None:
+    nested = ", ".join(["[]"] * 500_000)
+    raw = f'{{"{field}": [{nested}]}}'.encode()
+    tracemalloc.start()
+    try:
+        msgspec.json.decode(raw, type=Answer)
+        assert tracemalloc.get_traced_memory()[1] < len(raw)
+    finally:
+        tracemalloc.stop()

@@ -11,7 +11,7 @@ from tests.support.cohere_upstream import content_start, counts, delta, message_
 
 from headgate.core.completion import Chunk, Usage
 from headgate.core.errors import UpstreamFailed, UpstreamTimeout
-from headgate.providers.cohere_stream import StreamedAnswer
+from headgate.providers.cohere_stream import CALLING, StreamedAnswer
 from headgate.providers.sse_reader import SSEReader
 
 ANSWER = (
@@ -260,15 +260,23 @@ JSON = st.recursive(
     max_leaves=8,
 )
 
+KINDS = ("message-start", "content-start", "content-delta", "message-end", "debug", *sorted(CALLING))
+
 
 @given(
-    kind=st.sampled_from(["message-start", "content-start", "content-delta", "message-end", "debug"]),
+    kind=st.sampled_from(KINDS),
     fields=st.dictionaries(st.sampled_from(["delta", "message", "index"]), JSON),
     end=st.dictionaries(st.sampled_from(["finish_reason", "usage", "error"]), JSON),
+    call=st.dictionaries(st.sampled_from(["id", "type", "function"]), JSON),
 )
 def test_events_of_any_shape_end_in_an_answer_or_a_failure(
-    kind: str, fields: dict[str, Any], end: dict[str, Any]
+    kind: str, fields: dict[str, Any], end: dict[str, Any], call: dict[str, Any]
 ) -> None:
+    called = {"type": kind, "delta": {"message": {"tool_calls": call}}}
+    answer = StreamedAnswer("acme", tools=True)
+    read([sse({"type": kind, **fields}) + sse(called) + sse({"type": "message-end", "delta": end})], answer)
+    assert answer.ended
+    assert answer.whole == (answer.failure is None)
     for event in ({"type": kind, **fields}, {"type": "message-end", "delta": end}):
         _, answer = said(sse(event))
         assert answer.ended

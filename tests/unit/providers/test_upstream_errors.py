@@ -74,3 +74,58 @@ def test_words_about_our_account_are_not_for_clients() -> None:
     error = from_report("acme", {"message": words, "type": "invalid_request_error"}, None)
     assert type(error) is UpstreamAuth
     assert "credit" not in error.message
+
+
+NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, 1),
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "7.2"}, 8),
+        ({"Retry-After": "0"}, 1),
+        ({"Retry-After": "-5"}, 1),
+        ({"Retry-After": "999"}, 120),
+        ({"Retry-After": "inf"}, 120),
+        ({"Retry-After": "nan"}, 1),
+        ({"Retry-After": "soon"}, 1),
+        ({"Retry-After": "Sun, 06 Nov 1994 08:50:00 GMT"}, 23),
+        ({"Retry-After": "Sunday, 06-Nov-94 08:50:00 GMT"}, 23),
+        ({"Retry-After": "Sun Nov  6 08:50:00 1994"}, 23),
+        ({"Retry-After": "Sun, 06 Nov 1994 09:50:00 +0100"}, 23),
+        ({"Retry-After": "Sun, 06 Nov 1994 08:00:00 GMT"}, 1),
+        ({"Retry-After": "Sun, 06 Nov 2094 08:49:37 GMT"}, 120),
+        ({"Retry-After": "Sun, 99 Nov 1994 08:49:37 GMT"}, 1),
+        ({"Retry-After": "Sun, 06 Nov 99999999999 08:49:37 GMT"}, 1),
+        ({"retry-after-ms": "2500"}, 3),
+        ({"retry-after-ms": "x"}, 1),
+        ({"retry-after-ms": "9e9"}, 120),
+        ({"Retry-After": "7", "retry-after-ms": "100"}, 7),
+        ({"Retry-After": "soon", "retry-after-ms": "2500"}, 3),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503, 529])
+def test_how_long_to_wait_is_kept(status: int, headers: dict[str, str], expected: int) -> None:
+    error = from_status("acme", status, headers, b"", None, clock=lambda: NOW)
+    assert error.retry_after == expected
+    assert error.status == status
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (408, UpstreamTimeout),
+        (504, UpstreamTimeout),
+        (409, UpstreamFailed),
+        (404, UpstreamFailed),
+        (500, UpstreamFailed),
+        (529, UpstreamUnavailable),
+    ],
+)
+def test_statuses_that_are_not_about_the_request(status: int, expected: type[UpstreamError]) -> None:
+    error = from_status("acme", status, {}, b'{"error": {"message": "secret words"}}', None)
+    assert type(error) is expected
+    assert error.status == status
+    assert "secret" not in error.message

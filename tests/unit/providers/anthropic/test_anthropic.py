@@ -90,15 +90,6 @@ async def test_the_connection_is_used_again_after_a_stream(
     assert upstream.accepted == 1
 
 
-async def test_where_nothing_is_to_be_generated_nothing_is_asked(
-    upstream: AnthropicUpstream, provider: Anthropic
-) -> None:
-    assert (await both(provider, chat(max_tokens=0))).choices[0].text == ""
-    completion = await both(provider, chat(max_tokens=0, echo=True))
-    assert (completion.choices[0].text, completion.choices[0].finish_reason) == ("say hello", "length")
-    assert upstream.requests == []
-
-
 # --- what is refused before anything goes out ----------------------------------------------------------------------
 
 
@@ -113,6 +104,7 @@ async def test_where_nothing_is_to_be_generated_nothing_is_asked(
         ({"prompt": (1, 2)}, "prompt"),
         ({"messages": CONVERSATION, "echo": True}, "echo"),
         ({"response_format": ResponseFormat(kind="json_object")}, "response_format"),
+        ({"response_format": ResponseFormat(kind="json_schema")}, "response_format"),
         ({"sampling": Sampling(logit_bias=((5, 1.0),))}, "logit_bias"),
         ({"sampling": Sampling(seed=0)}, "seed"),
         ({"sampling": Sampling(presence_penalty=0.5)}, "presence_penalty"),

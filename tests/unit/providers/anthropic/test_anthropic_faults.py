@@ -1,7 +1,9 @@
 """What goes wrong with an upstream of Anthropic's kind: it refuses, breaks off or lies, or its client leaves."""
 
 import asyncio
+import tracemalloc
 
+import msgspec
 import pytest
 from tests.support.anthropic_asking import (
     USAGE,
@@ -41,6 +43,7 @@ from headgate.core.errors import (
     UpstreamUnavailable,
 )
 from headgate.providers.anthropic import Anthropic
+from headgate.providers.anthropic_wire import Answer
 
 # --- what is not believed ---------------------------------------------------------------------------------------
 
@@ -246,3 +249,15 @@ async def test_leaving_a_stream_between_chunks_closes_the_connection(
         for request in upstream.requests:
             await request.closed.wait()
             assert not request.answered.is_set()
+
+
+@pytest.mark.parametrize("field", ("usage", "error", "more"))
+def test_what_is_not_looked_at_takes_no_memory(field: str) -> None:
+    nested = ", ".join(["[]"] * 500_000)
+    raw = f'{{"{field}": [{nested}]}}'.encode()
+    tracemalloc.start()
+    try:
+        msgspec.json.decode(raw, type=Answer)
+        assert tracemalloc.get_traced_memory()[1] < len(raw)
+    finally:
+        tracemalloc.stop()

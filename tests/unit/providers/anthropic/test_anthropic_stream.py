@@ -26,7 +26,7 @@ from tests.support.anthropic_upstream import (
 )
 from tests.support.jobs import job
 
-from headgate.core.completion import Chunk, Usage
+from headgate.core.completion import Chunk, Tool, Tools, Usage
 from headgate.core.errors import (
     UpstreamAuth,
     UpstreamError,
@@ -321,17 +321,30 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=8,
 )
-KINDS = ("message_start", "content_block_start", "content_block_delta", "message_delta", "error", "other")
+KINDS = (
+    "message_start",
+    "content_block_start",
+    "content_block_delta",
+    "content_block_stop",
+    "message_delta",
+    "error",
+    "other",
+)
+PARTS = ("type", "text", "stop_reason", "usage", "output_tokens", "id", "name", "input", "partial_json")
+TOOLS = Tools(tools=(Tool(name="look"),))
 FIELDS = ("delta", "content_block", "message", "usage", "error", "index")
 
 
 @given(
     kind=st.sampled_from(KINDS) | JSON,
     fields=st.dictionaries(st.sampled_from(FIELDS), JSON),
-    inner=st.dictionaries(st.sampled_from(("type", "text", "stop_reason", "usage", "output_tokens")), JSON),
+    inner=st.dictionaries(st.sampled_from(PARTS), JSON | st.just("tool_use") | st.just("input_json_delta")),
+    tools=st.none() | st.just(TOOLS),
 )
-def test_no_event_raises_anything(kind: Any, fields: dict[str, Any], inner: dict[str, Any]) -> None:
-    answer = answer_to()
+def test_no_event_raises_anything(
+    kind: Any, fields: dict[str, Any], inner: dict[str, Any], tools: Tools | None
+) -> None:
+    answer = answer_to(tools=tools)
     answer.take(data({"type": kind} | fields))
     if not answer.ended:
         answer.take(data({"type": kind} | dict.fromkeys(FIELDS[:4], inner)))

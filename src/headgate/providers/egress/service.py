@@ -1,25 +1,29 @@
-"""Outbound HTTP to one upstream service: the only module that speaks aiohttp.
+"""Outbound HTTP to one upstream service.
 
-A narrow port on purpose (open, read, close): keys leave by this door only, and a leaner connection may replace
-aiohttp behind it. What the port promises, whatever stands behind it:
+A narrow port on purpose (open, read, close): a leaner connection may replace aiohttp behind it. What the port
+promises, whatever stands behind it:
 
 - Time-outs are UpstreamTimeout, everything else that goes wrong is UpstreamFailed. Messages name the provider,
   never an address or a header, so no key can leak through them.
 - Cancelling a call at any moment closes its connection at once; the upstream sees it.
-- No redirects, cookies, proxies or credentials from the environment, and no decompression.
+- No redirects and no cookies, no proxies or credentials from the environment, no decompression, and no TLS without
+  verified certificates.
 """
 
 import asyncio
 import errno
+import ssl
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import cast
 from weakref import WeakSet
 
 import aiohttp
-from aiohttp.abc import AbstractStreamWriter
+from msgspec import Struct
+from multidict import CIMultiDict
+from yarl import URL
 
 from headgate.core.errors import Overloaded, UpstreamError, UpstreamFailed, UpstreamTimeout
+from headgate.providers.egress.outgoing import Outgoing
 
 QUEUE_WAIT_S = 3.0
 """How long a call may wait for its turn; shorter than the wait for a first chunk, so refusals keep their status."""
@@ -27,15 +31,27 @@ QUEUE_WAIT_S = 3.0
 LINGER_S = 1.0
 """How long a connection whose content was complete may take to end the response and so be used again."""
 
+MAX_KEPT_URLS = 1024
+
 _NO_ANSWER = aiohttp.ServerDisconnectedError().message
 """aiohttp's message when the connection ended before a byte of the response; else the message is its head."""
 
 
-class Http:
-    """The connections to one service. `headers` go with every request; times are in seconds.
+class Timeouts(Struct, frozen=True, kw_only=True):
+    """Seconds: to connect (names, proxy and TLS included), of silence until the first byte of the content, of silence
+    within the content, and for everything."""
 
-    `timeout_s` is the longest silence (connecting, waiting for the head, between bytes). The session starts
-    with the first call, in the loop that makes it.
+    connect_s: float
+    first_byte_s: float
+    chunk_s: float
+    total_s: float
+
+
+class Http:
+    """The connections to one service. `headers` and `query` go with every request.
+
+    `tls`: what is trusted, and who we are, where that is not the system's choice. The session starts with the first
+    call, in the loop that makes it.
     """
 
     def __init__(
@@ -44,16 +60,27 @@ class Http:
         base_url: str,
         headers: Mapping[str, str],
         *,
-        timeout_s: float,
-        total_timeout_s: float,
+        timeouts: Timeouts,
         max_concurrency: int,
         queue_wait_s: float = QUEUE_WAIT_S,
+        query: Mapping[str, str] | None = None,
+        proxy: str = "",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.name = name
-        self._base_url = base_url.rstrip("/")
-        self._headers = {"Accept-Encoding": "identity", "User-Agent": "headgate", **headers}
-        self._timeout_s = timeout_s
-        self._total_timeout_s = total_timeout_s
+        self._base, _, base_query = base_url.partition("?")
+        self._base = self._base.rstrip("/")
+        self._query = URL("?" + base_query).query.copy()
+        self._query.update(query or {})
+        self._urls: dict[str, URL] = {}
+        all_headers = CIMultiDict({"Accept-Encoding": "identity", "User-Agent": "headgate"})
+        all_headers.update(headers)
+        # aiohttp shows a session's headers to the proxy when it asks for a tunnel: keys are no business of a proxy.
+        self._session_headers = CIMultiDict({"User-Agent": "headgate"}) if proxy else all_headers
+        self._request_headers = all_headers if proxy else None
+        self._timeouts = timeouts
+        self._proxy = proxy or None
+        self._tls = tls
         self._queue_wait_s = queue_wait_s
         self._turns = asyncio.Semaphore(max_concurrency)
         self._max_waiting = max_concurrency
@@ -63,19 +90,25 @@ class Http:
         self._lingering: dict[aiohttp.ClientResponse, asyncio.TimerHandle] = {}
         self._closed = False
 
-    async def open(self, path: str, body: bytes, on_sent: Callable[[], None]) -> "Response":
+    async def open(
+        self, path: str, body: bytes, on_sent: Callable[[], None], *, deadline: float | None = None
+    ) -> "Response":
         """POST a body and wait for the head of the response, which the caller must close.
 
-        `on_sent` is called once, when a connection is there and the request goes out on it. Overloaded when
-        too many calls are under way; UpstreamTimeout; UpstreamFailed.
+        `path` is percent-encoded already. `on_sent` is called once, when a connection is there and the request goes
+        out on it. `deadline`: in the loop's time, when all must be over, where that is earlier than our own limit.
+        Overloaded when too many calls are under way; UpstreamTimeout; UpstreamFailed.
         """
-        await self._take_turn()
-        outgoing = _Outgoing(body, on_sent, self._used)
+        await self._take_turn(deadline)
+        outgoing = Outgoing(body, on_sent, self._used)
+        times = self._timeouts
         now = asyncio.get_running_loop().time()
-        deadline = now + self._total_timeout_s
+        end = now + times.total_s
+        if deadline is not None and deadline < end:
+            end = deadline
         try:
             # aiohttp times connecting and waiting; an upstream that does not read our body is caught here.
-            async with asyncio.timeout_at(min(deadline, now + 2 * self._timeout_s)):
+            async with asyncio.timeout_at(min(end, now + times.connect_s + times.first_byte_s)):
                 answer = await self._send(path, outgoing)
         except BaseException as error:
             outgoing.abort()
@@ -83,7 +116,7 @@ class Http:
             if isinstance(error, Exception):
                 raise self._translated(error) from error
             raise
-        return Response(self, answer, outgoing, deadline)
+        return Response(self, answer, outgoing, end)
 
     async def aclose(self) -> None:
         """Close every connection. Calls still under way fail."""
@@ -93,9 +126,11 @@ class Http:
         if self._session is not None:
             await self._session.close()
 
-    async def _take_turn(self) -> None:
+    async def _take_turn(self, deadline: float | None) -> None:
         if self._closed:
             raise UpstreamFailed(f"The provider {self.name} is shut down.")
+        if deadline is not None and deadline <= asyncio.get_running_loop().time():
+            raise UpstreamTimeout(f"No time is left for a call to the provider {self.name}.")
         if not self._turns.locked():
             await self._turns.acquire()  # at once
             return
@@ -104,9 +139,10 @@ class Http:
         )
         if self._waiting >= self._max_waiting:
             raise overloaded
+        until = asyncio.get_running_loop().time() + self._queue_wait_s
         self._waiting += 1
         try:
-            async with asyncio.timeout(self._queue_wait_s):
+            async with asyncio.timeout_at(until if deadline is None else min(until, deadline)):
                 await self._turns.acquire()
         except TimeoutError:
             raise overloaded from None
@@ -116,11 +152,23 @@ class Http:
     def _end_turn(self) -> None:
         self._turns.release()
 
-    async def _send(self, path: str, outgoing: "_Outgoing") -> aiohttp.ClientResponse:
+    def _url(self, path: str) -> URL:
+        """Where a path leads. Kept, since there are as many paths as models at most."""
+        url = self._urls.get(path)
+        if url is None:
+            if len(self._urls) >= MAX_KEPT_URLS:
+                self._urls.clear()
+            url = URL(self._base + path)
+            if self._query:
+                url = url.update_query(self._query)
+            self._urls[path] = url
+        return url
+
+    async def _send(self, path: str, outgoing: Outgoing) -> aiohttp.ClientResponse:
         session = self._session or self._start()
-        url = self._base_url + path
+        url, headers = self._url(path), self._request_headers
         try:
-            return await session.request("POST", url, data=outgoing, allow_redirects=False)
+            return await session.request("POST", url, data=outgoing, headers=headers, allow_redirects=False)
         except aiohttp.ClientConnectorError:
             raise
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
@@ -129,17 +177,18 @@ class Http:
             answered = isinstance(error, aiohttp.ServerDisconnectedError) and error.message != _NO_ANSWER
             if answered or not outgoing.reused:
                 raise
-        return await session.request("POST", url, data=outgoing, allow_redirects=False)
+        return await session.request("POST", url, data=outgoing, headers=headers, allow_redirects=False)
 
     def _start(self) -> aiohttp.ClientSession:
+        times = self._timeouts
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),  # the cap is ours: it can refuse, aiohttp's only queues
+            # The cap is ours: it can refuse, aiohttp's only queues. True: verified by the system's authorities.
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls or True),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers=self._headers,
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=self._timeout_s, sock_read=self._timeout_s
-            ),
+            headers=self._session_headers,
+            timeout=aiohttp.ClientTimeout(total=None, connect=times.connect_s, sock_read=times.first_byte_s),
             auto_decompress=False,
+            proxy=self._proxy,
             trust_env=False,
         )
         return self._session
@@ -162,7 +211,9 @@ class Http:
         # aiohttp's own time-outs are TimeoutErrors as well.
         if isinstance(error, TimeoutError) or getattr(error, "errno", None) == errno.ETIMEDOUT:
             return UpstreamTimeout(f"The provider {self.name} did not answer in time.")
-        if isinstance(error, aiohttp.ClientConnectorError):
+        if isinstance(error, aiohttp.ClientSSLError):
+            return UpstreamFailed(f"No trusted connection to the provider {self.name} could be made.")
+        if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError)):
             return UpstreamFailed(f"The provider {self.name} could not be reached.")
         return UpstreamFailed(f"The connection to the provider {self.name} broke.")
 
@@ -171,13 +222,15 @@ class Response:
     """The head of a response, and its body as it comes. Whoever opened it closes it."""
 
     def __init__(
-        self, http: Http, answer: aiohttp.ClientResponse, outgoing: "_Outgoing", deadline: float
+        self, http: Http, answer: aiohttp.ClientResponse, outgoing: Outgoing, deadline: float
     ) -> None:
         self.status: int = answer.status
         self.headers: Mapping[str, str] = answer.headers
         self._http = http
         self._answer = answer
         self._outgoing = outgoing
+        times = http._timeouts
+        self._chunk_s = times.chunk_s if times.chunk_s != times.first_byte_s else None
         self._expired = False
         self._closed = False
         # One timer for the whole body: a time-out around every read would cost more than the read.
@@ -186,13 +239,24 @@ class Response:
     async def block(self) -> bytes:
         """All bytes of the body that are there, waiting for the first; b"" at the end."""
         try:
-            return await self._answer.content.readany()
+            block = await self._answer.content.readany()
         except Exception as error:
             if self._expired:
                 raise UpstreamTimeout(
                     f"The provider {self._http.name} took too long to finish its answer."
                 ) from error
             raise self._http._translated(error) from error
+        if self._chunk_s is not None:
+            self._time_chunks(self._chunk_s)
+        return block
+
+    def _time_chunks(self, chunk_s: float) -> None:
+        """From the first block on, silence is measured by another limit."""
+        self._chunk_s = None
+        connection = self._answer.connection
+        if connection is not None and connection.protocol is not None:  # else all has come
+            connection.protocol.read_timeout = chunk_s
+            connection.protocol.start_timeout()
 
     async def read(self, limit: int) -> bytes:
         """The whole body; UpstreamFailed when it is longer than `limit` bytes."""
@@ -234,40 +298,3 @@ class Response:
         self._expired = True
         self._outgoing.abort()
         self._answer.close()
-
-
-class _Outgoing(aiohttp.Payload):
-    """A request body that notices when, and on which connection, it is sent."""
-
-    _value: bytes
-    _autoclose = True
-
-    def __init__(
-        self, value: bytes, on_sent: Callable[[], None], used: WeakSet[asyncio.BaseProtocol]
-    ) -> None:
-        super().__init__(value, content_type="application/json")
-        self._size = len(value)
-        self._on_sent: Callable[[], None] | None = on_sent
-        self._used = used
-        self._transport: asyncio.Transport | None = None
-        self.reused = False
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        stream = cast("aiohttp.http.StreamWriter", writer)  # what a client request is always written to
-        connection = stream.protocol
-        self.reused = connection in self._used
-        self._used.add(connection)
-        self._transport = stream.transport
-        if self._on_sent is not None and self._transport is not None and not self._transport.is_closing():
-            self._on_sent()
-            self._on_sent = None
-        await writer.write(self._value)
-
-    def abort(self) -> None:
-        """Close the connection now; closing it politely would first send what is still unsent."""
-        if self._transport is not None:
-            self._transport.abort()
-            self._transport = None
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return self._value.decode(encoding, errors)

@@ -10,7 +10,7 @@ from tests.support.script import Script
 from tests.support.upstream import Upstream
 
 from headgate.core.errors import UpstreamFailed
-from headgate.providers.http import Http
+from headgate.providers.egress.service import Http
 
 Connect = Callable[..., Http]
 

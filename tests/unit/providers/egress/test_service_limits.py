@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from tests.support.asking import BODY, STREAM, ask, nothing
@@ -11,7 +11,7 @@ from tests.support.script import Script
 from tests.support.upstream import Upstream
 
 from headgate.core.errors import Overloaded, UpstreamFailed, UpstreamTimeout
-from headgate.providers.http import Http
+from headgate.providers.egress.service import Http
 
 Connect = Callable[..., Http]
 
@@ -68,6 +68,131 @@ async def test_an_endless_answer_ends_at_the_total_time_out(upstream: Upstream, 
             pass
     response.close()
     await upstream.requests[0].closed.wait()
+
+
+@contextlib.asynccontextmanager
+async def saying(*parts: bytes) -> AsyncIterator[tuple[str, asyncio.Event, asyncio.Event]]:
+    """A server that says the first part and each further one when `more` is set: its URL, `more`, and what is set
+    when the client left."""
+    more, left = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for part in parts:
+            writer.write(part)
+            more.clear()
+            waiting = asyncio.ensure_future(more.wait())
+            gone = asyncio.ensure_future(_end(reader))
+            await asyncio.wait([waiting, gone], return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if gone.done():
+                break
+            gone.cancel()
+        left.set()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", more, left
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def _end(reader: asyncio.StreamReader) -> None:
+    with contextlib.suppress(ConnectionError):
+        while await reader.read(65536):
+            pass
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"
+
+
+async def test_the_first_byte_of_the_content_may_take_as_long_as_its_own_limit_says(connect: Connect) -> None:
+    async with saying(HEAD, b"abc", b"defghi") as (url, more, left):
+        response = await connect(url, first_byte_timeout_s=0.3, chunk_timeout_s=10).open("/", BODY, nothing)
+        with pytest.raises(UpstreamTimeout):
+            await response.block()
+        response.close()
+        async with asyncio.timeout(1):
+            await left.wait()
+        assert not more.is_set()
+
+
+async def test_silence_within_the_content_has_a_limit_of_its_own(connect: Connect) -> None:
+    async with saying(HEAD, b"abc", b"defghi") as (url, more, left):
+        response = await connect(url, first_byte_timeout_s=10, chunk_timeout_s=0.3).open("/", BODY, nothing)
+        more.set()
+        assert await response.block() == b"abc"
+        with pytest.raises(UpstreamTimeout):
+            await response.block()
+        response.close()
+        async with asyncio.timeout(1):
+            await left.wait()
+
+
+async def test_content_may_pause_longer_than_it_may_take_to_begin(connect: Connect) -> None:
+    async with saying(HEAD + b"abc", b"defghi") as (url, more, _):
+        http = connect(url, first_byte_timeout_s=0.3, chunk_timeout_s=10)
+        response = await http.open("/", BODY, nothing)
+        assert await response.block() == b"abc"
+        rest = asyncio.ensure_future(response.block())
+        _, waiting = await asyncio.wait([rest], timeout=0.6)
+        assert waiting
+        more.set()
+        assert await rest == b"defghi"
+        assert await response.block() == b""
+        response.close()
+
+
+async def test_an_idle_connection_is_not_timed_after_an_answer_in_one_block(
+    upstream: Upstream, connect: Connect
+) -> None:
+    http = connect(first_byte_timeout_s=10, chunk_timeout_s=0.1)
+    await ask(http)
+    await asyncio.sleep(0.3)  # longer than a chunk may take: there is nothing to await
+    await ask(http)
+    assert upstream.accepted == 1
+
+
+async def test_no_call_is_made_when_its_deadline_is_past(upstream: Upstream, connect: Connect) -> None:
+    http = connect(max_concurrency=1)
+    now = asyncio.get_running_loop().time()
+    with pytest.raises(UpstreamTimeout, match="No time is left"):
+        await http.open("/completions", BODY, nothing, deadline=now)
+    assert upstream.accepted == 0
+    assert await ask(http)  # no turn was lost
+
+
+@pytest.mark.parametrize("script", [Script(silent=True), Script(pieces=("x",) * 1000, pause_s=0.02)])
+async def test_the_earlier_of_deadline_and_total_time_out_counts(
+    upstream: Upstream, connect: Connect, script: Script
+) -> None:
+    upstream.script(script, script)
+    now = asyncio.get_running_loop().time()
+    for http, deadline in ((connect(), now + 0.3), (connect(total_timeout_s=0.3), now + 100)):
+        async with asyncio.timeout(5):
+            with pytest.raises(UpstreamTimeout):
+                response = await http.open("/completions", STREAM, nothing, deadline=deadline)
+                try:
+                    while await response.block():
+                        pass
+                finally:
+                    response.close()
+    for request in upstream.requests:
+        async with asyncio.timeout(1):
+            await request.closed.wait()
+
+
+async def test_a_deadline_bounds_the_wait_for_a_turn(upstream: Upstream, connect: Connect) -> None:
+    upstream.on("plain", Script(hold_at=0))
+    http = connect(max_concurrency=1, queue_wait_s=100)
+    first = asyncio.create_task(ask(http))
+    await upstream.request(0)
+    with pytest.raises(Overloaded):
+        await http.open("/", BODY, nothing, deadline=asyncio.get_running_loop().time() + 0.1)
+    upstream.release()
+    await first
 
 
 # --- the cap ----------------------------------------------------------------------------------------------------
