@@ -134,7 +134,9 @@ async def test_an_app_never_loses_its_model(tmp_path: Path) -> None:
 
 
 async def test_what_a_reload_does_not_touch_is_named(place: Place) -> None:
-    place.write(MODEL.format(name="old", provider="acme", price="0.50"), "[limits]\nrequests_per_minute = 9\n")
+    place.write(
+        MODEL.format(name="old", provider="acme", price="0.50"), "[limits]\nrequests_per_minute = 9\n"
+    )
     assert (await place.server.cli("reload"))["needs_restart"] == ["limits"]
 
 

@@ -64,7 +64,9 @@ MODELS = (
 
 
 class Place:
-    def __init__(self, server: Server, first: Upstream, second: Upstream, client: Client, books: Books) -> None:
+    def __init__(
+        self, server: Server, first: Upstream, second: Upstream, client: Client, books: Books
+    ) -> None:
         self.server = server
         self.first = first
         self.second = second
@@ -99,7 +101,9 @@ def model_in(dialect: Dialect, body: dict[str, Any]) -> str | None:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_a_fallback_answers_and_is_named_wherever_a_name_is_shown(place: Place, dialect: Dialect) -> None:
+async def test_a_fallback_answers_and_is_named_wherever_a_name_is_shown(
+    place: Place, dialect: Dialect
+) -> None:
     place.first.on("main", Script(status=500, body={"error": {"message": "broken"}}))
     ask = place.client.ask(dialect, "main")
     async with await place.client.send(ask) as response:
@@ -179,7 +183,8 @@ async def test_a_circuit_opens_is_seen_everywhere_and_spares_the_upstream(place:
     metrics = await place.get("/metrics")
     assert 'headgate_circuit_state{model="fragile",provider="first"} 2.0' in metrics
     assert (
-        'headgate_failed_attempts_total{kind="upstream_failed",model="fragile",provider="first"} 3.0' in metrics
+        'headgate_failed_attempts_total{kind="upstream_failed",model="fragile",provider="first"} 3.0'
+        in metrics
     )
     listed = {row["id"]: row for row in (await place.get("/v1/models?all=true"))["data"]}
     assert listed["fragile"]["available"] is False

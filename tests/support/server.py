@@ -20,7 +20,8 @@ READY_SECONDS = 60
 class Server:
     """`async with Server(toml) as server:` starts the gateway on a free port and ends it afterwards.
 
-    Unless `toml` has a [routing], failures of upstreams are neither repeated nor remembered. `folder` keeps the data between two servers. `cli(...)` runs a command with --json and returns its document.
+    Unless `toml` has a [routing], failures of upstreams are neither repeated nor remembered. `folder` keeps the data
+    between two servers. `cli(...)` runs a command with --json and returns its document.
     """
 
     def __init__(

@@ -3,7 +3,9 @@
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from types import MappingProxyType
+from typing import Protocol
 
 import stamina.instrumentation
 import structlog
@@ -23,10 +25,10 @@ from headgate.config import (
 from headgate.core.accounts import App
 from headgate.core.errors import LedgerUnavailable
 from headgate.core.models import Catalog, ModelSpec
-from headgate.core.ports import Clock, Provider
+from headgate.core.ports import Clock, ImageSource, Provider
 from headgate.providers.anthropic import Anthropic
 from headgate.providers.cohere import Cohere
-from headgate.providers.egress.images import ImageFetcher
+from headgate.providers.egress.late import LateImages
 from headgate.providers.embedded.provider import EmbeddedProvider
 from headgate.providers.embedded.spec import spec_for
 from headgate.providers.openai_compatible import OpenAICompatible
@@ -52,7 +54,17 @@ from headgate.stores.ledger import SqliteLedger
 from headgate.stores.lock import folder_lock
 
 ENGINE_START_SECONDS = 30.0
-UPSTREAMS: Mapping[str, Callable[[str, ProviderSettings, str | None], Provider]] = MappingProxyType(
+
+
+class _Kind(Protocol):
+    """How a provider of one kind is made."""
+
+    def __call__(
+        self, name: str, settings: ProviderSettings, api_key: str | None, *, proxy: str | None
+    ) -> Provider: ...
+
+
+UPSTREAMS: Mapping[str, _Kind] = MappingProxyType(
     {"openai": OpenAICompatible, "anthropic": Anthropic, "cohere": Cohere}
 )
 """Providers by their kind in the settings."""
@@ -91,7 +103,9 @@ def make_providers(settings: Settings, specs: Sequence[ModelSpec]) -> dict[str, 
 
 
 def make_provider(settings: Settings, name: str, row: ProviderSettings) -> Provider:
-    return UPSTREAMS[row.kind](name, row, settings.key(row.api_key_env))
+    """One provider, with its key and its proxy out of the environment."""
+    proxy = settings.key(row.proxy_env) if row.proxy_env else None
+    return UPSTREAMS[row.kind](name, row, settings.key(row.api_key_env), proxy=proxy)
 
 
 def check_catalogue(
@@ -149,7 +163,7 @@ async def open_gateway(
         router = Router(circuits, settings.routing, metrics)
         margins = MarginRules(settings.margins, settings.apps)
         files = FolderFiles(settings.data_dir / "files", clock, settings.files.max_total_bytes)
-        fetcher = ImageFetcher(settings.files.max_bytes)
+        fetcher = LateImages(partial(_image_fetcher, settings.files.max_bytes))
         stack.push_async_callback(fetcher.aclose)
         images = Images(fetcher, files, settings.files.max_bytes)
         planner = Planner(serving, router, margins, settings.developers, images)
@@ -174,6 +188,13 @@ async def open_gateway(
         if isinstance(embedded, EmbeddedProvider):
             await embedded.ready_or_failed(ENGINE_START_SECONDS)
         yield gateway
+
+
+def _image_fetcher(max_bytes: int) -> ImageSource:
+    # Imported late, like the providers' own: an installation without upstreams has no HTTP client in memory.
+    from headgate.providers.egress.images import ImageFetcher
+
+    return ImageFetcher(max_bytes)
 
 
 def _engine_statuses(provider: Provider) -> Callable[[], Mapping[str, EngineStatus]]:

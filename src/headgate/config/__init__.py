@@ -3,8 +3,8 @@
 `load` raises ConfigError naming file, key and reason; nothing starts on a setting that is not understood.
 """
 
-from headgate.config.checks import check_apps
-from headgate.config.load import catalogue_path, data_dir, demo_model_path, load, model_spec, read_document
+from headgate.config.check_apps import check_apps
+from headgate.config.load import catalogue_path, data_dir, demo_model_path, load, read_document
 from headgate.config.settings import (
     ACCOUNT_NAME,
     DEFAULT_APP,
@@ -30,6 +30,8 @@ from headgate.config.settings import (
     TemplateSettings,
     TokenSettings,
 )
+from headgate.config.specs import model_spec, retired_rows
+from headgate.config.templates import template_of
 
 __all__ = [
     "ACCOUNT_NAME",
@@ -62,4 +64,6 @@ __all__ = [
     "load",
     "model_spec",
     "read_document",
+    "retired_rows",
+    "template_of",
 ]

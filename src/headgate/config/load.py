@@ -8,15 +8,34 @@ from typing import Any
 
 import msgspec
 import platformdirs
+from msgspec.structs import replace
 
+from headgate.config.check_apps import checked_app, checked_developer
+from headgate.config.check_models import (
+    Names,
+    check_duplicates,
+    check_kind,
+    check_margin_bound,
+    check_model,
+)
+from headgate.config.check_providers import check_provider
 from headgate.config.checks import Checks
-from headgate.config.settings import DEFAULT_APP, ConfigError, Document, ModelSettings, ProviderKind, Settings
-from headgate.core import money
-from headgate.core.models import ModelSpec
+from headgate.config.settings import (
+    DEFAULT_APP,
+    ConfigError,
+    Document,
+    Margins,
+    ModelSettings,
+    ProviderSettings,
+    Settings,
+)
 
 
 def load(config_file: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the configuration. `config_file` None: ./headgate.toml if there is one, else built-in defaults."""
+    """Read the configuration. `config_file` None: ./headgate.toml if there is one, else built-in defaults.
+
+    Changes nothing anywhere: it may be called at any time, and again. ConfigError with file, key and reason.
+    """
     env = dict(os.environ if environ is None else environ)
     path = config_file
     if path is None and Path("headgate.toml").is_file():
@@ -24,36 +43,28 @@ def load(config_file: Path | None = None, environ: Mapping[str, str] | None = No
     document = Document() if path is None else read_document(path)
     source = "built-in defaults" if path is None else str(path)
     _refuse_unbuilt(env)
-    built_in = read_document(catalogue_path())
-    own_names = {name for row in document.models for name in (row.name, *row.aliases)}
-    models = document.models + tuple(row for row in built_in.models if row.name not in own_names)
-    providers = {**built_in.providers, **document.providers}
     check = Checks(source)
-    for name, provider in document.providers.items():
-        check.provider(name, provider)
-    for index, row in enumerate(document.models):
-        check.model(f"models[{index}]", row, providers)
-    check.duplicates(document.models)
     margins = check.margins(document.billing)
     credit = check.credit(document.billing)
-    check.margin_bounds(document, margins)
     check.server(document.server)
     check.embedded(document.embedded)
     check.limits(document.limits)
+    check.routing(document.routing)
+    check.files(document.files)
     check.tokens(document.tokens, env)
+    built_in = read_document(catalogue_path())
+    providers = {**built_in.providers, **document.providers}
+    models = _models(check, document, built_in, providers, margins, env)
     apps = {DEFAULT_APP.name: DEFAULT_APP} | {
-        name: check.app(name, row) for name, row in document.apps.items()
+        name: checked_app(check, name, row) for name, row in document.apps.items()
     }
-    known = {
-        name
-        for row in models
-        for bare in (row.name, *row.aliases)
-        for name in (bare, f"{row.provider}/{bare}")
-    }
+    for name, row in document.apps.items():
+        check_margin_bound(check, f"apps.{name}", row.gross_margin_percent, margins.cap)
+    names = Names(models)
     for name, app in apps.items():
-        if app.model not in known:
+        if not names.rows(app.model):
             raise check.fail(f"apps.{name}.model", f"{app.model!r} is not in the catalogue")
-    developers = {name: check.developer(name, row) for name, row in document.developers.items()}
+    developers = {name: checked_developer(check, name, row) for name, row in document.developers.items()}
     return Settings(
         source=source,
         data_dir=data_dir(env),
@@ -72,6 +83,58 @@ def load(config_file: Path | None = None, environ: Mapping[str, str] | None = No
         apps=apps,
         developers=developers,
     )
+
+
+def _models(
+    check: Checks,
+    document: Document,
+    built_in: Document,
+    providers: Mapping[str, ProviderSettings],
+    margins: Margins,
+    env: Mapping[str, str],
+) -> tuple[ModelSettings, ...]:
+    """The operator's rows, checked, before the built-in ones that they leave."""
+    for name, provider in document.providers.items():
+        check_provider(check, name, provider, env)
+    for index, row in enumerate(document.models):
+        key = f"models[{index}]"
+        check_model(check, key, row, providers)
+        check_margin_bound(check, key, row.gross_margin_percent, margins.cap)
+    check_duplicates(check, document.models)
+    models = document.models + _left(built_in.models, document.models)
+    for row in models[len(document.models) :]:
+        if row.successor is None and row.provider in document.providers:
+            # The operator has put another provider in the place of the one that this row was written for.
+            check_kind(
+                check,
+                f"providers.{row.provider}.kind: the built-in model {row.name}",
+                row,
+                providers[row.provider],
+            )
+    names = Names(models)
+    for index, row in enumerate(document.models):
+        names.check(check, f"models[{index}]", row)
+    return models
+
+
+def _left(built_in: tuple[ModelSettings, ...], own: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...]:
+    """The built-in rows, without the names that own rows have taken; a model goes with its own name.
+
+    A retired one whose successor the operator has retired in turn goes to that one's successor. It is left out where
+    its successor's name has come to mean several models: then only the operator knows which.
+    """
+    taken = {name for row in own for name in (row.name, *row.aliases)}
+    retired = {name: row.successor for row in own if row.successor for name in (row.name, *row.aliases)}
+    left = []
+    for row in built_in:
+        names = tuple(name for name in (row.name, *row.aliases) if name not in taken)
+        if row.successor is not None and names:
+            successor = retired.get(row.successor, row.successor)
+            left.append(replace(row, name=names[0], aliases=names[1:], successor=successor))
+        elif row.successor is None and row.name in names:
+            left.append(replace(row, aliases=names[1:]))
+    names_now = Names((*own, *left))
+    return tuple(row for row in left if row.successor is None or len(names_now.rows(row.successor)) == 1)
 
 
 def data_dir(environ: Mapping[str, str]) -> Path:
@@ -100,12 +163,24 @@ def read_document(path: Path) -> Document:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    _refuse_empty_names(path, content)
     try:
         return msgspec.convert(content, Document)
     except msgspec.ValidationError as error:
         reason, _, where = str(error).partition(" - at `$")
         key = where.rstrip("`").lstrip(".") or "(top level)"
         raise ConfigError(f"{path}: {_named(key, content)}: {reason}") from None
+
+
+def _refuse_empty_names(path: Path, content: Mapping[str, Any]) -> None:
+    """A key's variable is left out, or it has a name: an empty one is a slip that would send calls without a key."""
+    providers = content.get("providers")
+    for name, row in providers.items() if isinstance(providers, dict) else ():
+        if isinstance(row, dict) and row.get("api_key_env") == "":
+            raise ConfigError(
+                f"{path}: providers.{name}.api_key_env: must name an environment variable; leave it out for a service "
+                "without keys"
+            )
 
 
 def _named(key: str, content: Mapping[str, Any]) -> str:
@@ -130,32 +205,3 @@ def _refuse_unbuilt(env: Mapping[str, str]) -> None:
         raise ConfigError(
             "environment: HEADGATE_VALKEY_URL: shared state on Valkey is not supported by this version; unset it"
         )
-
-
-def model_spec(row: ModelSettings, kind: ProviderKind) -> ModelSpec:
-    """The catalogue entry of an upstream model's row. Embedded rows get theirs from the GGUF."""
-    input_rate = money.rate(money.decimal(row.input_price or "0"))
-    cached = row.cached_input_price
-    window = row.context_window or 0
-    return ModelSpec(
-        name=row.name,
-        provider=row.provider,
-        upstream_name=row.upstream_name or row.name,
-        mode=row.mode or "chat",
-        context_window=window,
-        max_input_tokens=row.max_input_tokens or window,
-        max_output_tokens=row.max_output_tokens or window,
-        temperature=row.temperature,
-        input_rate=input_rate,
-        cached_rate=input_rate if cached is None else money.rate(money.decimal(cached)),
-        output_rate=money.rate(money.decimal(row.output_price or "0")),
-        vision=row.vision,
-        logprobs=kind == "openai" if row.logprobs is None else row.logprobs,
-        aliases=row.aliases,
-        fallbacks=row.fallbacks,
-        margin=None
-        if row.gross_margin_percent is None
-        else money.margin_ppm(money.decimal(row.gross_margin_percent)),
-        takes_n=kind == "openai",
-        bills_prompt_per_call=kind != "embedded",
-    )

@@ -25,8 +25,8 @@ ALLOWANCE_BYTES = 1024 * 1024
 MAX_BYTES_PER_TOKEN = 4096
 """Of a stream, its wrapping included: what usual upstreams send for a token is a tenth of it."""
 
-MAX_BYTES_PER_PLAIN_TOKEN = 512
-"""Of a blocking answer, where tokens have no wrapping: the longest have some 128 bytes, all of them escaped perhaps."""
+MAX_BYTES_PER_PLAIN_TOKEN = 256
+"""Of a blocking answer, where tokens have no wrapping: the longest, runs of spaces, have some 128 bytes."""
 
 
 class EventReader(Protocol):

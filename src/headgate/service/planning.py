@@ -120,7 +120,7 @@ class _Entries:
         if failure is not None and not planned:
             if isinstance(failure, InvalidRequest) or not self._request.partial_failure:
                 raise failure
-            return self._planned(spec, failure=failure)
+            return self._planned(spec, spec, failure=failure)
         if len(planned) == 1:
             return planned[0]
         ceiling = NanoUSD(max(one.ceiling for one in planned))
@@ -145,14 +145,14 @@ class _Entries:
             try:
                 if spec.deployments:
                     check_mapping(self._request, deployment)
-                planned.append(await self._deployment(deployment))
+                planned.append(await self._deployment(spec, deployment))
             except GatewayError as error:
                 failure = failure or error
         if len(planned) > 1:
             planned[:-1] = [msgspec.structs.replace(one, patient=False) for one in planned[:-1]]
         return tuple(planned), failure if not planned else None
 
-    async def _deployment(self, spec: ModelSpec) -> PlannedModel:
+    async def _deployment(self, entry: ModelSpec, spec: ModelSpec) -> PlannedModel:
         request = self._request
         provider = self._served.providers[spec.provider]
         reason = provider.unavailable(spec)
@@ -169,15 +169,20 @@ class _Entries:
                 counted[job.prompt] = await provider.count_prompt(job)
             planned.append(bounded(request, job, counted[job.prompt], self._deadline))
         check_scores(planned)
-        return self._planned(spec, jobs=tuple(planned))
+        return self._planned(entry, spec, jobs=tuple(planned))
 
     def _planned(
-        self, spec: ModelSpec, *, jobs: tuple[PlannedJob, ...] = (), failure: GatewayError | None = None
+        self,
+        entry: ModelSpec,
+        spec: ModelSpec,
+        *,
+        jobs: tuple[PlannedJob, ...] = (),
+        failure: GatewayError | None = None,
     ) -> PlannedModel:
         margin = self._margins.margin_for(self._request, spec)
         return PlannedModel(
             requested=self._requested,
-            shown=self._served.catalog.shown_name(self._requested, spec),
+            shown=self._served.catalog.shown_name(self._requested, entry),
             spec=spec,
             provider=self._served.providers[spec.provider],
             margin=margin,

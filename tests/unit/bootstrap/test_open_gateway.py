@@ -43,15 +43,17 @@ def settings(folder: Path, **environ: str) -> Settings:
 
 
 def test_every_model_has_a_provider_and_those_without_a_key_say_which_variable(tmp_path: Path) -> None:
-    rows = {spec.qualified_name: reason for spec, reason in catalog(settings(tmp_path))}
-    assert rows["acme/large"] == "set ACME_KEY"
-    assert "OPENAI_API_KEY" in str(rows["openai/gpt-4"])
+    rows = {f"{row.provider}/{row.name}": row for row in catalog(settings(tmp_path))}
+    assert rows["acme/large"].reason == "set ACME_KEY"
+    assert "OPENAI_API_KEY" in str(rows["openai/gpt-4.1"].reason)
+    retired = rows["openai/gpt-4"]
+    assert (retired.successor, retired.reason) == ("gpt-4.1", rows["openai/gpt-4.1"].reason)
     assert "embedded/demo" in rows
 
 
 def test_an_empty_key_counts_as_none_and_a_real_one_brings_a_model_to_life(tmp_path: Path) -> None:
     def reason(**environ: str) -> str | None:
-        return next(why for spec, why in catalog(settings(tmp_path, **environ)) if spec.name == "large")
+        return next(row.reason for row in catalog(settings(tmp_path, **environ)) if row.name == "large")
 
     assert reason(ACME_KEY="") == "set ACME_KEY"
     assert reason(ACME_KEY="key") is None

@@ -214,20 +214,52 @@ def test_apps_are_those_of_the_configuration_and_the_built_in_one(cli: Cli) -> N
     assert "story" in cli("apps", "list").out
 
 
-def test_models_say_why_they_are_unavailable(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Row(NamedTuple):
-        name: str
-        provider: str
+UPSTREAM = """
+[providers.acme]
+kind = "openai"
+base_url = "http://127.0.0.1:9/v1"
+api_key_env = "ACME_KEY"
 
-    rows = [(Row("demo", "embedded"), None), (Row("large", "acme"), "set ACME_KEY")]
-    monkeypatch.setattr(bootstrap, "catalog", lambda settings: rows)
-    assert cli.json("models", "list") == {
-        "models": [
-            {"name": "demo", "provider": "embedded", "available": True, "reason": None},
-            {"name": "large", "provider": "acme", "available": False, "reason": "set ACME_KEY"},
-        ]
+[[models]]
+name = "large"
+provider = "acme"
+context_window = 8192
+max_output_tokens = 4096
+input_price = "0.50"
+output_price = "1.50"
+
+[[models]]
+name = "older"
+provider = "acme"
+successor = "large"
+"""
+
+
+def test_models_say_why_they_are_unavailable_and_who_answers_for_retired_ones(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "headgate.toml").write_text(CONFIG + UPSTREAM)
+
+    def listed(name: str) -> dict[str, Any]:
+        (row,) = [row for row in cli.json("models", "list")["models"] if row["name"] == name]
+        return dict(row)
+
+    monkeypatch.delenv("ACME_KEY", raising=False)
+    waits = {"provider": "acme", "available": False, "reason": "set ACME_KEY"}
+    assert listed("large") == {"name": "large", **waits, "successor": None}
+    assert listed("older") == {"name": "older", **waits, "successor": "large"}
+    assert listed("demo") == {
+        "name": "demo",
+        "provider": "embedded",
+        "available": True,
+        "reason": None,
+        "successor": None,
     }
     assert "set ACME_KEY" in cli("models", "list").out
+    monkeypatch.setenv("ACME_KEY", "key")
+    works = {"provider": "acme", "available": True, "reason": None}
+    assert listed("large") == {"name": "large", **works, "successor": None}
+    assert listed("older") == {"name": "older", **works, "successor": "large"}
 
 
 @pytest.mark.parametrize(

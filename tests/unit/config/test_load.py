@@ -189,7 +189,7 @@ tokens_per_minute = 6000
         )
         assert settings.key(settings.providers["acme"].api_key_env) == "k"
         row = next(row for row in settings.models if row.name == "acme-large")
-        model = model_spec(row, "openai")
+        model = model_spec(row, settings.providers)
         assert (model.upstream_name, model.mode, model.aliases) == (
             "mock-model",
             "completion",
@@ -209,7 +209,7 @@ tokens_per_minute = 6000
 class TestModels:
     def test_what_a_row_leaves_out(self) -> None:
         settings = read(PROVIDER + MODEL)
-        model = model_spec(settings.models[0], "openai")
+        model = model_spec(settings.models[0], settings.providers)
         assert (model.upstream_name, model.mode, model.max_input_tokens) == ("acme-large", "chat", 8192)
         assert (model.cached_rate, model.temperature, model.margin) == (model.input_rate, (0, 2), None)
         assert model.takes_n and model.bills_prompt_per_call
@@ -240,7 +240,7 @@ class TestModels:
 
     def test_the_own_rows_come_first_and_are_reachable_with_their_provider(self) -> None:
         settings = read(PROVIDER + MODEL)
-        catalog = Catalog(model_spec(row, "openai") for row in settings.models)
+        catalog = Catalog([model_spec(settings.models[0], settings.providers)])
         assert catalog.models[0] is catalog.resolve("acme/acme-large") is catalog.resolve("acme-large")
 
 
@@ -324,6 +324,20 @@ BAD = [
     ("[embedded]\nthreads = 1000\n", "embedded.threads", "1 to 256"),
     ("[embedded]\nmax_queue = -1\n", "embedded.max_queue", "0 to 100000"),
     ("[log]\nlevel = 'loud'\n", "log.level", "loud"),
+    # routing and files
+    ("[routing]\nretries = -1\n", "routing.retries", "0 to 10"),
+    ("[routing]\nretries = 11\n", "routing.retries", "0 to 10"),
+    ("[routing]\nbreaker_failures = -1\n", "routing.breaker_failures", "0 to"),
+    ("[routing]\nbreaker_error_percent = 0\n", "routing.breaker_error_percent", "1 to 100"),
+    ("[routing]\nbreaker_error_percent = 101\n", "routing.breaker_error_percent", "1 to 100"),
+    ("[routing]\nbreaker_calls = 0\n", "routing.breaker_calls", "1 to"),
+    ("[routing]\nbreaker_open_s = 0\n", "routing.breaker_open_s", "greater than 0"),
+    ("[routing]\ndeadline_s = nan\n", "routing.deadline_s", "greater than 0"),
+    ("[routing]\nretry_wait_s = inf\n", "routing.retry_wait_s", "at most 3600"),
+    ("[routing]\nretry_wait_s = 6\n", "routing.retry_wait_s", "above retry_max_wait_s"),
+    ("[files]\nmax_bytes = 0\n", "files.max_bytes", "at least 1"),
+    ("[files]\nmax_total_bytes = 5\n", "files.max_total_bytes", "below max_bytes"),
+    ("[files]\nkeep_s = 0\n", "files.keep_s", "greater than 0"),
     # providers
     (PROVIDER.replace('"openai"', '"embedded"'), "providers.acme.kind", "built in"),
     (PROVIDER.replace("providers.acme", "providers.embedded"), "providers.embedded.kind", "built in"),
@@ -340,8 +354,6 @@ BAD = [
     (with_model("provider = 'nobody'"), "models[0].provider", "not in [providers]"),
     (with_model("path = '/x.gguf'"), "models[0].path", "only embedded"),
     ("[[models]]\nname = 'mine'\nprovider = 'embedded'\n", "models[0].path", "needs the path"),
-    (with_model("fallbacks = ['demo']"), "models[0].fallbacks", "not supported by this version"),
-    (with_model("vision = true"), "models[0].vision", "not supported by this version"),
     (with_model("mode = 'both'").replace("openai", "anthropic"), "models[0].mode", "only be 'chat'"),
     (with_model("logprobs = true").replace("openai", "cohere"), "models[0].logprobs", "no log probabilities"),
     (with_model("temperature = [1, 0]"), "models[0].temperature", "low <= high"),

@@ -139,9 +139,12 @@ def test_what_says_nothing_about_the_upstream_does_not_count(circuit: Circuit, e
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: broken(None), lambda: broken(503, UpstreamUnavailable), lambda: broken(None, UpstreamTimeout)]
+    "make",
+    [lambda: broken(None), lambda: broken(503, UpstreamUnavailable), lambda: broken(None, UpstreamTimeout)],
 )
-def test_lost_connections_time_outs_and_5xx_count(circuit: Circuit, make: Callable[[], UpstreamError]) -> None:
+def test_lost_connections_time_outs_and_5xx_count(
+    circuit: Circuit, make: Callable[[], UpstreamError]
+) -> None:
     fail(circuit, 3, make())
     assert circuit.refusal() is not None
 

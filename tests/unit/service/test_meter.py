@@ -142,7 +142,8 @@ class TestSums:
     def test_a_model_that_could_not_be_called_used_nothing(self) -> None:
         failure = UpstreamFailed("broken")
         unplanned = PlannedModel(
-            requested="fast", shown="fast", spec=spec(), provider=Fake(), margin=MarginPPM(0), first_index=0, failure=failure
+            requested="fast", shown="fast", spec=spec(), provider=Fake(), margin=MarginPPM(0), first_index=0,
+            failure=failure,
         )  # fmt: skip
         meter = ModelMeter(unplanned)
         assert meter.failure is failure

@@ -1,7 +1,8 @@
 """Retries, deployments and fallbacks: who is asked, who answers, what it costs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 import pytest
 from tests.support.clock import ManualClock
@@ -9,7 +10,7 @@ from tests.support.workbench import Workbench, request, spec
 
 from headgate.config import RoutingSettings
 from headgate.core.accounts import UsageRow
-from headgate.core.completion import Completion, Job, Usage
+from headgate.core.completion import Chunk, Completion, Job, Usage
 from headgate.core.errors import (
     ConnectionFailed,
     GatewayError,
@@ -24,6 +25,7 @@ from headgate.core.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from headgate.core.models import ModelSpec
 from headgate.core.money import FemtoUSD
 from headgate.providers.fake import Fake, FakeAnswer
 from headgate.service.circuits import Circuits
@@ -46,11 +48,11 @@ class Failing(Fake):
         error = self._errors.pop(0) if self._errors else None
         self.default = FakeAnswer(error=error, error_at=self._at, sent=self._sent or error is None)
 
-    async def complete(self, job, on_sent):  # type: ignore[no-untyped-def]  # as in Fake
+    async def complete(self, job: Job, on_sent: Callable[[], None]) -> Completion:
         self._next()
         return await super().complete(job, on_sent)
 
-    def stream(self, job, on_sent):  # type: ignore[no-untyped-def]  # as in Fake
+    def stream(self, job: Job, on_sent: Callable[[], None]) -> AsyncGenerator[Sequence[Chunk], None]:
         self._next()
         return super().stream(job, on_sent)
 
@@ -181,7 +183,7 @@ class TestRetries:
         clock = ManualClock()
 
         class Slow(Failing):
-            async def complete(self, job: Job, on_sent) -> Completion:  # type: ignore[no-untyped-def]
+            async def complete(self, job: Job, on_sent: Callable[[], None]) -> Completion:
                 clock.advance(11)
                 return await super().complete(job, on_sent)
 
@@ -194,7 +196,7 @@ class TestRetries:
 
 
 class TestFallbacks:
-    def bench(self, *providers: Fake, **fields: object) -> Workbench:
+    def bench(self, *providers: Fake, **fields: Any) -> Workbench:
         return Workbench(
             spec(fallbacks=("slow",), **fields),
             spec("slow", "spare", input_rate=FemtoUSD(10**9), output_rate=FemtoUSD(4 * 10**9)),
@@ -216,7 +218,10 @@ class TestFallbacks:
         assert answer.price == 2 * 1000 + 3 * 4000
         (row,) = rows(bench)
         assert (row.model, row.provider, row.attempts, row.error) == ("slow", "spare", 2, None)
-        assert b'headgate_fallbacks_total{model="fake/fast",served="spare/slow"} 1.0' in bench.metrics.exposition()
+        assert (
+            b'headgate_fallbacks_total{model="fake/fast",served="spare/slow"} 1.0'
+            in bench.metrics.exposition()
+        )
 
     async def test_a_stream_names_what_serves_it_before_its_first_chunk(self) -> None:
         bench = self.bench(Failing(failed()), Fake("spare"))
@@ -288,7 +293,7 @@ class TestFallbacks:
 
 
 class TestDeployments:
-    def spec_of(self, **weights: int):  # type: ignore[no-untyped-def]
+    def spec_of(self, **weights: int) -> ModelSpec:
         deployments = tuple(spec(provider=name, weight=weight) for name, weight in weights.items())
         return spec(provider=deployments[0].provider, deployments=deployments)
 
@@ -304,8 +309,8 @@ class TestDeployments:
         bad, good = Failing(*[failed()] * 50, name="bad"), Fake("good")
         bench = Workbench(self.spec_of(bad=1, good=1), fakes=[bad, good], routing=QUICK)
         for _ in range(20):
-            answer = await bench.ask(request("one"))
-            assert (answer.models[0].model, answer.models[0].provider) == ("fast", "good")
+            answer = await bench.ask(request("one", models=("bad/fast",)))
+            assert (answer.models[0].model, answer.models[0].provider) == ("bad/fast", "good")
         assert bad.calls, "it was tried"
         assert len(good.calls) == 20
 
@@ -319,7 +324,9 @@ class TestDeployments:
     async def test_one_that_cannot_honour_the_request_is_not_asked(self) -> None:
         plain, able = Fake("plain"), Fake("able")
         deployments = (spec(provider="plain", logprobs=False), spec(provider="able"))
-        bench = Workbench(spec(provider="plain", logprobs=False, deployments=deployments), fakes=[plain, able])
+        bench = Workbench(
+            spec(provider="plain", logprobs=False, deployments=deployments), fakes=[plain, able]
+        )
         for _ in range(9):
             await bench.ask(request("one", logprobs=0))
         assert (len(plain.calls), len(able.calls)) == (0, 9)

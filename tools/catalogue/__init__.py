@@ -1,0 +1,1 @@
+"""Compares the built-in catalogue with genai-prices: `python -m tools.catalogue`."""
