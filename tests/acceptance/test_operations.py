@@ -323,7 +323,8 @@ BROKEN: dict[str, tuple[str, str]] = {
     "temperatures upside down": (ACME + ROW + "temperature = [2, 0]\n", "models[0].temperature"),
     "a model twice": (ACME + ROW + ROW, "models[1].name"),
     "an unknown mode": (ACME + ROW.replace('"both"', '"all"'), "models[0].mode"),
-    "fallbacks, which are not built": (ACME + ROW + "fallbacks = ['demo']\n", "models[0].fallbacks"),
+    "a fallback to itself": (ACME + ROW + "fallbacks = ['m']\n", "models[0].fallbacks"),
+    "an unknown fallback": (ACME + ROW + "fallbacks = ['nobody']\n", "models[0].fallbacks"),
     "an app without variables": (
         "[apps.a]\nmodel = 'demo'\nprompt = 'x'\nvariables = []\n",
         "apps.a.variables",

@@ -22,7 +22,7 @@ from msgspec import Struct
 from multidict import CIMultiDict
 from yarl import URL
 
-from headgate.core.errors import Overloaded, UpstreamError, UpstreamFailed, UpstreamTimeout
+from headgate.core.errors import ConnectionFailed, Overloaded, UpstreamError, UpstreamFailed, UpstreamTimeout
 from headgate.providers.egress.outgoing import Outgoing
 
 QUEUE_WAIT_S = 3.0
@@ -214,8 +214,8 @@ class Http:
         if isinstance(error, aiohttp.ClientSSLError):
             return UpstreamFailed(f"No trusted connection to the provider {self.name} could be made.")
         if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError)):
-            return UpstreamFailed(f"The provider {self.name} could not be reached.")
-        return UpstreamFailed(f"The connection to the provider {self.name} broke.")
+            return ConnectionFailed(f"The provider {self.name} could not be reached.")
+        return ConnectionFailed(f"The connection to the provider {self.name} broke.")
 
 
 class Response:
