@@ -49,6 +49,19 @@ BLOCKING = Workload(name="blocking", streamed=False, connections=32)
 STREAMED = Workload(name="streamed", streamed=True, connections=16)
 
 
+class Dialect(Struct, frozen=True, kw_only=True):
+    """How a target is asked. `ending` begins the line that ends a whole stream; `bearer`: the key goes in a header."""
+
+    path: str
+    stream_path: str
+    ending: str
+    bearer: bool
+
+
+OPENAI = Dialect(path="/v1/completions", stream_path="/v1/completions", ending="data: [DONE]", bearer=True)
+GENSTACK = Dialect(path="/", stream_path="/stream", ending='data: {"completed":true', bearer=False)
+
+
 class Target(Struct, frozen=True, kw_only=True):
     """A running server to measure. `start_s` is the time from its exec until it serves."""
 
@@ -58,6 +71,7 @@ class Target(Struct, frozen=True, kw_only=True):
     start_s: float
     model: str = "mock-model"
     key: str = "none"
+    dialect: Dialect = OPENAI
 
 
 class LoadResult(Struct, frozen=True, kw_only=True):
@@ -121,6 +135,13 @@ def mock_upstream(cores: Cores) -> Iterator[int]:
 
 
 def request_body(target: Target, workload: Workload) -> dict[str, object]:
+    if target.dialect is GENSTACK:
+        return {
+            "genstackToken": target.key,
+            "model": target.model,
+            "messages": [{"role": "user", "content": workload.prompt}],
+            "maxOutputTokens": workload.max_tokens,
+        } | workload.more
     body = {"model": target.model, "prompt": workload.prompt, "max_tokens": workload.max_tokens}
     if workload.streamed:
         body["stream"] = True
@@ -129,17 +150,17 @@ def request_body(target: Target, workload: Workload) -> dict[str, object]:
 
 def put_under_load(target: Target, workload: Workload, seconds: float, cores: Cores) -> LoadResult:
     """Load the target for so long. BenchmarkError if a single answer is not a complete 200."""
-    body = request_body(target, workload)
-    command = [
-        str(BIN / "load"),
-        "-p",
-        str(target.port),
-        "-k",
-        target.key,
-        "-b",
-        msgspec.json.encode(body).decode(),
-    ]
-    command += ["-c", str(workload.connections), "-s", str(seconds)]
+    dialect = target.dialect
+    options = {
+        "-p": str(target.port),
+        "-u": dialect.stream_path if workload.streamed else dialect.path,
+        "-k": target.key if dialect.bearer else "",
+        "-b": msgspec.json.encode(request_body(target, workload)).decode(),
+        "-e": dialect.ending,
+        "-c": str(workload.connections),
+        "-s": str(seconds),
+    }
+    command = [str(BIN / "load"), *(word for option in options.items() for word in option)]
     with pinned(cores.kit):
         finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 30)
     if finished.returncode:

@@ -1,9 +1,10 @@
 /* A closed-loop load generator: N connections, each sends a request as soon as its last one was answered.
  *
- *   load -p PORT [-u PATH] [-k KEY] [-b BODY] [-c CONNECTIONS] [-s SECONDS]
+ *   load -p PORT [-u PATH] [-k KEY] [-b BODY] [-e ENDING] [-c CONNECTIONS] [-s SECONDS]
  *
- * Speaks just enough HTTP/1.1 (keep-alive, Content-Length and chunked answers). An answer counts only if its status
- * is 200 and it is complete; a streamed one must end with "data: [DONE]". Prints one JSON line: `ok`, `errors`,
+ * Speaks just enough HTTP/1.1 (keep-alive, Content-Length and chunked answers). An empty KEY sends no Authorization.
+ * An answer counts only if its status is 200 and it is complete; a streamed one must have a line that begins with
+ * ENDING, by default "data: [DONE]". Prints one JSON line: `ok`, `errors`,
  * `events` (lines that begin with "data:"), `seconds`, and in µs from the request's send: `p50`, `p99` to the last
  * byte, `first_p50`, `first_p99` to the first. The first error is shown on stderr. One thread, one epoll loop.
  */
@@ -22,7 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { HEAD_BYTES = 1 << 14, READ_BYTES = 1 << 16, EVENTS_PER_WAIT = 256, GRACE_US = 10000000 };
+enum { HEAD_BYTES = 1 << 14, READ_BYTES = 1 << 16, EVENTS_PER_WAIT = 256, GRACE_US = 10000000, LINE_BYTES = 64 };
 
 typedef enum { HEAD, SIZED, CHUNK_SIZE, CHUNK, CHUNK_END, LAST_CHUNK } Part;
 
@@ -40,7 +41,7 @@ typedef struct {
     long left;      /* bytes to go in this part; for CHUNK_SIZE the size read so far */
     bool extension; /* past the digits of a chunk's size line */
     /* the event stream in it */
-    char line[16];
+    char line[LINE_BYTES];
     int line_length; /* counted on beyond what `line` holds */
     long events;
     bool streamed, done;
@@ -51,7 +52,8 @@ typedef struct {
     long count, room;
 } Samples;
 
-static const char done_line[] = "data: [DONE]";
+static const char *ending = "data: [DONE]";
+static int ending_length;
 static int port, epoll;
 static char *request;
 static size_t request_length;
@@ -135,8 +137,7 @@ static void read_events(Connection *connection, const char *bytes, long length) 
         if (!newline) return;
         if (connection->line_length >= 5 && !memcmp(connection->line, "data:", 5)) {
             connection->events++;
-            if (connection->line_length == sizeof done_line - 1 &&
-                !memcmp(connection->line, done_line, sizeof done_line - 1))
+            if (connection->line_length >= ending_length && !memcmp(connection->line, ending, (size_t)ending_length))
                 connection->done = true;
         }
         connection->line_length = 0;
@@ -230,7 +231,7 @@ static void count_answer(Connection *connection) {
     connection->waiting = false;
     connection->used = true;
     if (connection->status != 200) count_error(connection, "status is not 200");
-    else if (connection->streamed && !connection->done) count_error(connection, "the stream ended without [DONE]");
+    else if (connection->streamed && !connection->done) count_error(connection, "the stream ended without its last event");
     else {
         ok++;
         events += connection->events;
@@ -267,21 +268,24 @@ int main(int count, char **arguments) {
     const char *path = "/v1/completions", *key = "none", *body = "{}";
     int connection_count = 32, option;
     double seconds = 2;
-    while ((option = getopt(count, arguments, "p:u:k:b:c:s:")) != -1) {
+    while ((option = getopt(count, arguments, "p:u:k:b:e:c:s:")) != -1) {
         if (option == 'p') port = atoi(optarg);
         else if (option == 'u') path = optarg;
         else if (option == 'k') key = optarg;
         else if (option == 'b') body = optarg;
+        else if (option == 'e') ending = optarg;
         else if (option == 'c') connection_count = atoi(optarg);
         else if (option == 's') seconds = atof(optarg);
         else return 2;
     }
-    if (port < 1 || connection_count < 1) return 2;
+    ending_length = (int)strlen(ending);
+    if (port < 1 || connection_count < 1 || ending_length > LINE_BYTES) return 2;
     signal(SIGPIPE, SIG_IGN);
     request_length = (size_t)asprintf(&request,
                                       "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
-                                      "Authorization: Bearer %s\r\nContent-Length: %zu\r\n\r\n%s",
-                                      path, port, key, strlen(body), body);
+                                      "%s%s%sContent-Length: %zu\r\n\r\n%s",
+                                      path, port, *key ? "Authorization: Bearer " : "", key, *key ? "\r\n" : "",
+                                      strlen(body), body);
     epoll = epoll_create1(0);
     Connection *connections = calloc((size_t)connection_count, sizeof(Connection));
     for (int i = 0; i < connection_count; i++) dial(&connections[i]);

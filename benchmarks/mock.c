@@ -2,10 +2,12 @@
  *
  *   mock [-p PORT] [-n CHUNKS] [-w EVENTS_PER_WRITE]
  *
- * It answers every POST like an OpenAI completions endpoint: a fixed JSON document of about 500 bytes or, where
- * the body says "stream": true, a burst of CHUNKS text chunks, then the finish, the usage and [DONE]. In a burst
- * every event is an HTTP chunk and, unless -w says otherwise, a write of its own: nothing is paced, and several
- * streams take turns. It listens on loopback and prints "port N" once it accepts. One thread, one epoll loop.
+ * It answers every POST in the format that its path asks for: OpenAI's chat (/chat/completions), Anthropic's Messages
+ * (/messages), and OpenAI's completions everywhere else. The answer is a fixed JSON document of about 500 bytes or,
+ * where the body says "stream": true, a burst of CHUNKS text chunks and what the format puts before and after them.
+ * All formats say the same text in the same pieces. In a burst every event is an HTTP chunk and, unless -w says
+ * otherwise, a write of its own: nothing is paced, and several streams take turns. It listens on loopback and prints
+ * "port N" once it accepts. One thread, one epoll loop.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -20,7 +22,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { MAX_CONNECTIONS = 4096, REQUEST_BYTES = 1 << 16, EVENT_BYTES = 512, EVENTS_PER_WAIT = 256 };
+enum { MAX_CONNECTIONS = 4096, REQUEST_BYTES = 1 << 16, EVENT_BYTES = 768, EVENTS_PER_WAIT = 256, PROMPT_TOKENS = 12 };
 
 /* An answer, rendered once at the start. Piece i lies between bounds[i] and bounds[i + 1]; a turn sends one. */
 typedef struct {
@@ -38,8 +40,17 @@ typedef struct {
     int offset;           /* bytes of that piece already sent */
 } Connection;
 
+/* One upstream's way to say it. The events stand there as they are sent, without chunks of HTTP. */
+typedef struct {
+    const char *path_end;
+    const char *blocking;
+    const char *opening[4]; /* events before the text */
+    const char *piece;      /* an event of text; %02d is its number */
+    const char *ending[4];  /* events after the text; %d in them is the number of pieces, then that and the prompt's */
+    Answer whole, streamed;
+} Format;
+
 static Connection *connections[MAX_CONNECTIONS]; /* by file descriptor */
-static Answer blocking_answer, streamed_answer;
 
 #define TEXT                                                                                          \
     "The quick brown fox jumps over the lazy dog while the band plays on and the rain keeps falling " \
@@ -50,59 +61,120 @@ static void fail(const char *what) {
     exit(1);
 }
 
-/* --- the two answers ------------------------------------------------------------------------------------- */
+/* --- the answers ----------------------------------------------------------------------------------------- */
 
-static void render_blocking(void) {
-    char body[1024];
-    int length = snprintf(
-        body, sizeof body,
-        "{\"id\":\"cmpl-0123456789abcdef0123456789\",\"object\":\"text_completion\",\"created\":1760000000,"
-        "\"model\":\"mock-model\",\"choices\":[{\"index\":0,\"text\":\"" TEXT "\",\"logprobs\":null,"
-        "\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":12,\"completion_tokens\":40,"
-        "\"total_tokens\":52,\"prompt_tokens_details\":{\"cached_tokens\":0}}}");
-    Answer *answer = &blocking_answer;
+#define COMPLETIONS_HEAD                                                                                  \
+    "{\"id\":\"cmpl-0123456789abcdef0123456789\",\"object\":\"text_completion\",\"created\":1760000000,"   \
+    "\"model\":\"mock-model\","
+#define CHAT_HEAD(OBJECT)                                                                                 \
+    "{\"id\":\"chatcmpl-0123456789abcdef0123456789\",\"object\":\"" OBJECT "\",\"created\":1760000000,"    \
+    "\"model\":\"mock-model\",\"system_fingerprint\":null,"
+#define CHAT_CHUNK "data: " CHAT_HEAD("chat.completion.chunk")
+#define OPENAI_USAGE                                                                                      \
+    "\"usage\":{\"prompt_tokens\":12,\"completion_tokens\":40,\"total_tokens\":52,"                       \
+    "\"prompt_tokens_details\":{\"cached_tokens\":0}}}"
+#define OPENAI_LAST_USAGE "\"usage\":{\"prompt_tokens\":12,\"completion_tokens\":%d,\"total_tokens\":%d}}\n\n"
+#define DONE "data: [DONE]\n\n"
+#define MESSAGE_HEAD                                                                                      \
+    "\"id\":\"msg_0123456789abcdef01234567\",\"type\":\"message\",\"role\":\"assistant\",\"model\":\"mock-model\","
+#define ANTHROPIC_INPUT "\"input_tokens\":12,\"cache_creation_input_tokens\":0,\"cache_read_input_tokens\":0,"
+
+/* The last takes every other path. */
+static Format formats[] = {
+    {
+        .path_end = "/chat/completions",
+        .blocking = CHAT_HEAD("chat.completion") "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\","
+                    "\"content\":\"" TEXT "\",\"refusal\":null},\"logprobs\":null,\"finish_reason\":\"stop\"}],"
+                    OPENAI_USAGE,
+        .opening = {CHAT_CHUNK "\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
+                    "\"logprobs\":null,\"finish_reason\":null}]}\n\n"},
+        .piece = CHAT_CHUNK "\"choices\":[{\"index\":0,\"delta\":{\"content\":\" w%02d\"},"
+                 "\"logprobs\":null,\"finish_reason\":null}]}\n\n",
+        .ending = {CHAT_CHUNK "\"choices\":[{\"index\":0,\"delta\":{},\"logprobs\":null,"
+                   "\"finish_reason\":\"stop\"}]}\n\n",
+                   CHAT_CHUNK "\"choices\":[]," OPENAI_LAST_USAGE, DONE},
+    },
+    {
+        .path_end = "/messages",
+        .blocking = "{" MESSAGE_HEAD "\"content\":[{\"type\":\"text\",\"text\":\"" TEXT "\"}],"
+                    "\"stop_reason\":\"end_turn\",\"stop_sequence\":null,"
+                    "\"usage\":{" ANTHROPIC_INPUT "\"output_tokens\":40,\"service_tier\":\"standard\"}}",
+        .opening = {"event: message_start\n"
+                    "data: {\"type\":\"message_start\",\"message\":{" MESSAGE_HEAD "\"content\":[],"
+                    "\"stop_reason\":null,\"stop_sequence\":null,"
+                    "\"usage\":{" ANTHROPIC_INPUT "\"output_tokens\":1,\"service_tier\":\"standard\"}}}\n\n",
+                    "event: content_block_start\n"
+                    "data: {\"type\":\"content_block_start\",\"index\":0,"
+                    "\"content_block\":{\"type\":\"text\",\"text\":\"\"}}\n\n",
+                    "event: ping\ndata: {\"type\":\"ping\"}\n\n"},
+        .piece = "event: content_block_delta\n"
+                 "data: {\"type\":\"content_block_delta\",\"index\":0,"
+                 "\"delta\":{\"type\":\"text_delta\",\"text\":\" w%02d\"}}\n\n",
+        .ending = {"event: content_block_stop\ndata: {\"type\":\"content_block_stop\",\"index\":0}\n\n",
+                   "event: message_delta\n"
+                   "data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\","
+                   "\"stop_sequence\":null},\"usage\":{" ANTHROPIC_INPUT "\"output_tokens\":%d}}\n\n",
+                   "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"},
+    },
+    {
+        .path_end = "",
+        .blocking = COMPLETIONS_HEAD "\"choices\":[{\"index\":0,\"text\":\"" TEXT "\",\"logprobs\":null,"
+                    "\"finish_reason\":\"stop\"}]," OPENAI_USAGE,
+        .piece = "data: " COMPLETIONS_HEAD
+                 "\"choices\":[{\"index\":0,\"text\":\" w%02d\",\"logprobs\":null,\"finish_reason\":null}]}\n\n",
+        .ending = {"data: " COMPLETIONS_HEAD
+                   "\"choices\":[{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"stop\"}]}\n\n",
+                   "data: " COMPLETIONS_HEAD "\"choices\":[]," OPENAI_LAST_USAGE, DONE},
+    },
+};
+enum { FORMATS = sizeof formats / sizeof *formats };
+
+static void render_blocking(Format *format) {
+    Answer *answer = &format->whole;
     answer->bounds = calloc(2, sizeof(int));
     answer->bounds[1] = asprintf(
-        &answer->bytes, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
-        length, body);
+        &answer->bytes, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
+        strlen(format->blocking), format->blocking);
     answer->pieces = 1;
 }
 
-/* Writes one event as an HTTP chunk; returns its length. */
-static int render_event(char *out, const char *choices, const char *usage) {
-    char event[EVENT_BYTES];
-    int length = snprintf(event, sizeof event,
-                          "data: {\"id\":\"cmpl-0123456789abcdef0123456789\",\"object\":\"text_completion\","
-                          "\"created\":1760000000,\"model\":\"mock-model\",\"choices\":[%s]%s}\n\n",
-                          choices, usage);
-    return sprintf(out, "%x\r\n%s\r\n", (unsigned)length, event);
+/* Writes one event as an HTTP chunk, with this number where it has one; returns its length. */
+static int render_event(char *out, const char *event, int number) {
+    char text[EVENT_BYTES];
+    int length = snprintf(text, sizeof text, event, number, PROMPT_TOKENS + number);
+    return sprintf(out, "%x\r\n%s\r\n", (unsigned)length, text);
 }
 
-static void render_stream(int chunks, int events_per_write) {
-    Answer *answer = &streamed_answer;
-    answer->bytes = malloc((size_t)(chunks + 4) * EVENT_BYTES);
-    answer->bounds = calloc((size_t)chunks + 4, sizeof(int));
+static void render_stream(Format *format, int chunks, int events_per_write) {
+    Answer *answer = &format->streamed;
+    answer->bytes = malloc((size_t)(chunks + 10) * EVENT_BYTES);
+    answer->bounds = calloc((size_t)chunks + 10, sizeof(int));
     answer->pieces = 1;
     /* The head is piece 0: a server sends it as soon as it knows that it will stream. */
     int length = sprintf(answer->bytes, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
                                         "Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n");
     answer->bounds[1] = length;
+    /* What stands before the text leaves a real server together, and so do the ends of a stream. */
+    for (int i = 0; i < 4 && format->opening[i]; i++)
+        length += render_event(answer->bytes + length, format->opening[i], 0);
+    if (format->opening[0]) answer->bounds[++answer->pieces] = length;
     for (int i = 0; i < chunks; i++) {
-        char choice[128];
-        snprintf(choice, sizeof choice,
-                 "{\"index\":0,\"text\":\" w%02d\",\"logprobs\":null,\"finish_reason\":null}", i % 100);
-        length += render_event(answer->bytes + length, choice, "");
+        length += render_event(answer->bytes + length, format->piece, i % 100);
         if ((i + 1) % events_per_write == 0 || i + 1 == chunks) answer->bounds[++answer->pieces] = length;
     }
-    /* The ends of a stream leave a real server together. */
-    char usage[128];
-    snprintf(usage, sizeof usage,
-             ",\"usage\":{\"prompt_tokens\":12,\"completion_tokens\":%d,\"total_tokens\":%d}", chunks, chunks + 12);
-    const char *finish = "{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"stop\"}";
-    length += render_event(answer->bytes + length, finish, "");
-    length += render_event(answer->bytes + length, "", usage);
-    length += sprintf(answer->bytes + length, "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n");
+    for (int i = 0; i < 4 && format->ending[i]; i++)
+        length += render_event(answer->bytes + length, format->ending[i], chunks);
+    length += sprintf(answer->bytes + length, "0\r\n\r\n");
     answer->bounds[++answer->pieces] = length;
+}
+
+static Format *format_for(const char *request) {
+    const char *end = strstr(request, " HTTP/");
+    for (int i = 0; end && i < FORMATS - 1; i++) {
+        size_t length = strlen(formats[i].path_end);
+        if ((size_t)(end - request) >= length && !memcmp(end - length, formats[i].path_end, length)) return &formats[i];
+    }
+    return &formats[FORMATS - 1];
 }
 
 /* --- connections ----------------------------------------------------------------------------------------- */
@@ -132,9 +204,10 @@ static bool take_request(Connection *connection) {
     body[length] = 0;
     bool streamed = strstr(body, "\"stream\":true") || strstr(body, "\"stream\": true");
     body[length] = after;
+    Format *format = format_for(request);
     connection->received -= (int)(body - request + length);
     memmove(request, body + length, (size_t)connection->received);
-    connection->answer = streamed ? &streamed_answer : &blocking_answer;
+    connection->answer = streamed ? &format->streamed : &format->whole;
     connection->piece = connection->offset = 0;
     return true;
 }
@@ -205,8 +278,10 @@ int main(int count, char **arguments) {
     }
     if (chunks < 1 || events_per_write < 1) return 2;
     signal(SIGPIPE, SIG_IGN);
-    render_blocking();
-    render_stream(chunks, events_per_write);
+    for (int i = 0; i < FORMATS; i++) {
+        render_blocking(&formats[i]);
+        render_stream(&formats[i], chunks, events_per_write);
+    }
     int listener = listen_on(port);
     int epoll = epoll_create1(0);
     struct epoll_event interest = {.events = EPOLLIN, .data.fd = listener};

@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+from msgspec.structs import replace
 
-from benchmarks.kit import BenchmarkError, Cores, Target, pinned, stop, wait_until
+from benchmarks.kit import GENSTACK, BenchmarkError, Cores, Target, pinned, stop, wait_until
 
 HEADGATE = Path(sys.executable).parent / "headgate"
+ACCOUNT = "benchmark"
+OPENAI_TO_CHAT = "openai → chat"
+GENSTACK_TO_ANTHROPIC = "genstack → anthropic"
 
 NGINX_CONFIG = """
 daemon off;
@@ -52,10 +56,33 @@ kind = "openai"
 base_url = "http://127.0.0.1:{upstream}/v1"
 api_key_env = "BENCHMARK_UPSTREAM_KEY"
 
+[providers.messages]
+kind = "anthropic"
+base_url = "http://127.0.0.1:{upstream}/v1"
+api_key_env = "BENCHMARK_UPSTREAM_KEY"
+
 [[models]]
 name = "mock-model"
 provider = "mock"
 mode = "completion"
+context_window = 8192
+max_output_tokens = 4096
+input_price = "0.50"
+output_price = "1.50"
+
+[[models]]
+name = "mock-chat"
+provider = "mock"
+mode = "chat"
+context_window = 8192
+max_output_tokens = 4096
+input_price = "0.50"
+output_price = "1.50"
+
+[[models]]
+name = "mock-messages"
+provider = "messages"
+mode = "chat"
 context_window = 8192
 max_output_tokens = 4096
 input_price = "0.50"
@@ -87,13 +114,30 @@ def nginx(folder: Path, upstream: int, cores: Cores) -> Iterator[Target]:
 
 @contextmanager
 def headgate(folder: Path, upstream: int, cores: Cores) -> Iterator[Target]:
-    """The gateway as users start it: authentication, prices, and the ledger on disk."""
+    """The gateway as users start it: authentication, prices, and the ledger on disk. Asked for the model of the
+    mock's completions; `mapped` are the other ways to ask it."""
+    with configured_headgate(folder, HEADGATE_CONFIG.format(upstream=upstream), cores) as target:
+        yield target
+
+
+def mapped(folder: Path, gateway: Target) -> tuple[Target, Target]:
+    """The same gateway on the ways where what the client speaks is not what the upstream speaks."""
+    token = headgate_json(folder, "tokens", "create", "--account", ACCOUNT, "--ttl", "6h")["token"]
+    return (
+        replace(gateway, name=OPENAI_TO_CHAT, model="mock-chat"),
+        replace(gateway, name=GENSTACK_TO_ANTHROPIC, model="mock-messages", key=token, dialect=GENSTACK),
+    )
+
+
+@contextmanager
+def configured_headgate(folder: Path, settings: str, cores: Cores) -> Iterator[Target]:
+    """The gateway with this headgate.toml, the account `ACCOUNT` and a key of it; `folder` takes its data."""
     if not HEADGATE.exists():
         raise BenchmarkError(f"{HEADGATE} does not exist; run this from the project's environment")
     config, log, out = folder / "headgate.toml", folder / "headgate.log", folder / "headgate.out"
-    config.write_text(HEADGATE_CONFIG.format(upstream=upstream), encoding="utf-8")
-    headgate_json(folder, "accounts", "create", "benchmark", "--credit", "100000")
-    key = headgate_json(folder, "keys", "create", "--account", "benchmark")["key"]
+    config.write_text(settings, encoding="utf-8")
+    headgate_json(folder, "accounts", "create", ACCOUNT, "--credit", "100000")
+    key = headgate_json(folder, "keys", "create", "--account", ACCOUNT)["key"]
     command = [str(HEADGATE), "serve", "--config", str(config), "--port", "0"]
     with _running(command, log, cores, out=out, env=_headgate_environment(folder)) as process:
         start_s = wait_until(lambda: "ready http" in out.read_text(encoding="utf-8"), process, log, 30)

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from msgspec import Struct
 from tests.support.doors import DOORS, Door
-from tests.support.fault_site import CREDIT, FaultSite, Visit, open_fault_site, priced
+from tests.support.fault_site import FaultSite, Visit, open_fault_site, priced
 from tests.support.fault_upstream import CHUNKED_JSON, STALL, STREAM, TURN, Endless, Steps, chunk
 from tests.support.faults import BEFORE, TRICKLE_S, half, half_said, then
 from tests.support.wires import CACHED, PROMPT, WIRES, Wire
@@ -155,5 +155,4 @@ async def test_whoever_leaves_before_there_is_a_connection_pays_nothing(site: Fa
     assert [(row.price, row.prompt_tokens, row.completion_tokens) for row in rows] == [(0, 0, 0)] * len(DOORS)
     assert all(visit.play.requests == [] for visit in visits)
     assert {door.name: site.balance(door) for door in DOORS} == before
-    assert all(balance <= CREDIT for balance in before.values())
     site.check()

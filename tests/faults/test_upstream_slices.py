@@ -79,7 +79,7 @@ async def test_a_stream_cut_at_any_byte_is_the_same_to_a_provider(up: FaultUpstr
     for place, steps in enumerate((*cuts, in_turns(cut(sent, *range(len(sent))))), start=1):
         up.play("cell-1", steps)
         assert await streamed(one, wire) == (TEXT, ["stop"], USAGE), place
-    await one.aclose()  # type: ignore[attr-defined]
+    await one.aclose()
 
 
 @every_wire
@@ -93,7 +93,7 @@ async def test_a_blocking_answer_cut_at_any_byte_is_the_same_to_a_provider(
         completion = await one.complete(asked(wire), lambda: None)
         (choice,) = completion.choices
         assert (choice.text, choice.finish_reason, completion.usage) == (TEXT, "stop", USAGE), place
-    await one.aclose()  # type: ignore[attr-defined]
+    await one.aclose()
 
 
 @every_wire

@@ -40,7 +40,6 @@ COUNTED = len(WORDS)
 TRICKLE_S = 0.1
 ALL: tuple[FormatName, ...] = ("completions", "chat", "anthropic", "cohere")
 WITH_STATUS: tuple[FormatName, ...] = ("completions", "chat", "anthropic")
-OPENAI: tuple[FormatName, ...] = ("completions", "chat")
 
 Charged = Literal["nothing", "provider", "estimate"]
 

@@ -103,8 +103,8 @@ class Answer:
         if isinstance(prompt, list):
             prompt = " ".join(f"t{token}" for token in prompt)
         messages = asked.get("messages") or [{"content": prompt}]
-        self.words = [word for message in messages for word in str(message["content"]).split()]
-        last = str(messages[-1]["content"])
+        self.words = [word for message in messages for word in str(message.get("content")).split()]
+        last = str(messages[-1].get("content"))
         echo = ("echo:", *(f" {word}" for word in last.split()))
         self.pieces = script.pieces if script.pieces is not None else echo
         self.nothing = asked.get("max_tokens") == 0

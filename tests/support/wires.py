@@ -22,8 +22,7 @@ class Wire:
     """One format. Everything streamed is whole events.
 
     `kind` and `mode` are a provider's and a model's in headgate.toml, `path` is asked below the base URL `root`.
-    `tells_prompt`: a stream says at its beginning what the prompt came to. `error_status`: errors have one in
-    events and in bodies with status 200.
+    `tells_prompt`: a stream says at its beginning what the prompt came to.
     """
 
     name: ClassVar[FormatName]
@@ -31,7 +30,6 @@ class Wire:
     mode: ClassVar[str]
     root: ClassVar[str]
     tells_prompt: ClassVar[bool] = False
-    error_status: ClassVar[bool] = True
 
     def opening(self, *, usage: bool = True) -> bytes:
         """What stands before the first text."""
@@ -198,7 +196,6 @@ class Cohere(Wire):
     kind = "cohere"
     mode = "chat"
     root = "/v2"
-    error_status = False
 
     def usage(self, completion: int | None) -> dict[str, Any] | None:
         return None if completion is None else cohere.counts(PROMPT, completion, cached_tokens=CACHED)

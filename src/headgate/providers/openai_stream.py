@@ -111,7 +111,10 @@ class StreamedAnswer:
         except UpstreamError as error:
             self._fail(error)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            self._fail(UpstreamFailed(f"The provider {self._provider} sent an event that cannot be read."))
+            if self._unfinished:
+                self._fail(UpstreamFailed(f"The provider {self._provider} sent an event that cannot be read."))
+            else:
+                self.ended = True  # nothing is missing
         if self.ended or not self._unfinished:
             batch += self.reported()
         return batch

@@ -112,7 +112,7 @@ def _error(provider: str, status: int, words: str | None, retry_after: int, key:
             )
         case 503 | 529:
             error = UpstreamUnavailable(f"The provider {provider} is overloaded.", retry_after=retry_after)
-        case 408 | 504:
+        case 504:
             error = UpstreamTimeout(f"The provider {provider} did not answer in time.")
         case _:
             error = UpstreamFailed(f"The provider {provider} failed with status {status}.")

@@ -178,11 +178,10 @@ class Circuits:
     def __iter__(self) -> Iterator[CircuitStatus]:
         return iter([circuit.status() for circuit in self._circuits.values()])
 
-    def reason(self, spec: ModelSpec) -> str | None:
-        """Why none of the model's deployments may be asked now, or None."""
-        refusals = [self.of(deployment).refusal() for deployment in spec.deployments or (spec,)]
-        first = refusals[0]
-        return first.message if first is not None and all(refusals) else None
+    def reason(self, deployment: ModelSpec) -> str | None:
+        """Why the deployment may not be asked now, or None."""
+        refusal = self.of(deployment).refusal()
+        return None if refusal is None else refusal.message
 
 
 def _speaks_of_the_deployment(error: GatewayError) -> bool:

@@ -34,8 +34,9 @@ def jobs_for(request: CompletionRequest, spec: ModelSpec, first_index: int) -> I
     if messages is not None:
         prompts = (None,)
         if shape == "completion":
-            # Words of end users: special tokens in them stay text here too.
-            prompts, messages, plain = (transcript(messages, spec.template),), None, True
+            # Words of end users: special tokens in them stay text here too. A template's own must be read as such, so
+            # there they were refused in the words.
+            prompts, messages, plain = (transcript(messages, spec.template),), None, spec.template is None
     else:
         prompts = request.prompts or ()
     wanted = request.best_of or request.n

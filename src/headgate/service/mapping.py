@@ -1,5 +1,6 @@
 """What can be mapped onto a model, and what cannot: the latter is refused by name, never quietly left out."""
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -15,6 +16,8 @@ NEUTRAL: Mapping[str, object] = MappingProxyType(
 """What asks for nothing. Clients send it out of habit, so it is left out where the parameter is refused."""
 _ASKED = frozenset(("n", "best_of", "logprobs", "echo", "suffix", "response_format", "tools"))
 """Parameters that are the request's own; the others steer its sampling."""
+_MARK = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
+"""What a template's special tokens look like."""
 
 
 def shape_for(request: CompletionRequest, spec: ModelSpec) -> Shape:
@@ -82,8 +85,9 @@ def _check_refusals(request: CompletionRequest, spec: ModelSpec) -> None:
         given = getattr(request.sampling, name, None)
         if name in _ASKED:
             given = getattr(request, name)
-        if given not in (None, (), False) and given != NEUTRAL.get(name):
-            raise _cannot(name, spec, "takes none")
+        if given is None or given is False or given in ((), NEUTRAL.get(name)):
+            continue
+        raise _cannot(name, spec, "takes none")
 
 
 def _check_no_tools(request: CompletionRequest, spec: ModelSpec) -> None:
@@ -102,11 +106,8 @@ def _first_image(request: CompletionRequest) -> str:
 
 def _check_template(messages: tuple[Message, ...], template: Template) -> None:
     """Words of end users must not pass for the template's own marks."""
-    marks = {
-        mark.strip()
-        for mark in (template.start, template.answer, *template.system, *template.user, *template.assistant)
-        if "<" in mark or "[" in mark
-    }
+    written = (template.start, template.answer, *template.system, *template.user, *template.assistant)
+    marks = set(_MARK.findall(" ".join(written)))
     for index, message in enumerate(messages):
         if any(mark in message.content for mark in marks):
             allowed = "text without the marks of the model's conversation template"

@@ -1,6 +1,6 @@
 """What is served now: a catalogue and the providers behind it, replaced as one by a reload."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from headgate.core.models import Catalog, ModelSpec
 from headgate.core.ports import Provider
@@ -15,9 +15,17 @@ class Served:
         self.providers = providers
 
     def unavailable(self, spec: ModelSpec) -> str | None:
-        """Why the model cannot be called at all, or None; one deployment that can is enough."""
-        reasons = [self.providers[one.provider].unavailable(one) for one in spec.deployments or (spec,)]
+        """Why nothing can answer for the model, or None; one deployment or fallback that can is enough."""
+        return self.reason(spec, self._unusable)
+
+    def reason(self, spec: ModelSpec, of: Callable[[ModelSpec], str | None]) -> str | None:
+        """The first deployment's reason, where all that may serve the model have one."""
+        entries = (spec, *map(self.catalog.resolve, spec.fallbacks))
+        reasons = [of(one) for entry in entries for one in (entry.deployments or (entry,))]
         return reasons[0] if all(reasons) else None
+
+    def _unusable(self, spec: ModelSpec) -> str | None:
+        return self.providers[spec.provider].unavailable(spec)
 
     def callable_models(self) -> str:
         """Names of models that can be called, for an error's advice; at most ten."""
@@ -38,5 +46,8 @@ class Serving:
         return before
 
     def unavailable(self, spec: ModelSpec) -> str | None:
-        """Why the model cannot be called now, or None."""
-        return self.now.unavailable(spec) or self.circuits.reason(spec)
+        """Why nothing can answer for the model now, or None."""
+        return self.now.reason(spec, self._why_not)
+
+    def _why_not(self, spec: ModelSpec) -> str | None:
+        return self.now.providers[spec.provider].unavailable(spec) or self.circuits.reason(spec)

@@ -34,7 +34,7 @@ from headgate.providers.openai_compatible import OpenAICompatible
         (502, UpstreamFailed),
         (503, UpstreamUnavailable),
         (529, UpstreamUnavailable),
-        (408, UpstreamTimeout),
+        (408, UpstreamFailed),
         (504, UpstreamTimeout),
     ],
 )

@@ -116,7 +116,7 @@ def test_how_long_to_wait_is_kept(status: int, headers: dict[str, str], expected
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        (408, UpstreamTimeout),
+        (408, UpstreamFailed),
         (504, UpstreamTimeout),
         (409, UpstreamFailed),
         (404, UpstreamFailed),

@@ -156,12 +156,10 @@ def test_with_no_failures_allowed_for_there_are_no_circuits(clock: ManualClock) 
     assert circuit.refusal() is None
 
 
-def test_a_model_is_out_of_reach_when_all_its_deployments_are(clock: ManualClock) -> None:
+def test_each_deployment_has_its_own_circuit_and_reason(clock: ManualClock) -> None:
     circuits = Circuits(RULES, clock)
     one, other = spec(provider="one"), spec(provider="other")
-    both = spec(provider="one", deployments=(one, other))
     fail(circuits.of(one), 3)
-    assert circuits.reason(both) is None
-    fail(circuits.of(other), 3)
-    assert "The provider one fails at present (upstream_failed)" in (circuits.reason(both) or "")
-    assert [(status.provider, status.state) for status in circuits] == [("one", "open"), ("other", "open")]
+    assert "The provider one fails at present (upstream_failed)" in (circuits.reason(one) or "")
+    assert circuits.reason(other) is None
+    assert [(status.provider, status.state) for status in circuits] == [("one", "open"), ("other", "closed")]

@@ -235,6 +235,24 @@ class Response:
         self._closed = False
         # One timer for the whole body: a time-out around every read would cost more than the read.
         self._timer = asyncio.get_running_loop().call_at(deadline, self._expire)
+        self._lost = self._watch_connection()
+
+    def _watch_connection(self) -> "asyncio.Future[None] | None":
+        """Content that cannot be cut into chunks makes aiohttp close the connection without a word to its reader."""
+        connection = self._answer.connection
+        if connection is None or connection.protocol is None:
+            return None  # all has come
+        lost = connection.protocol.closed
+        if lost is not None:
+            if not self._outgoing.reused:
+                lost.add_done_callback(_seen)
+            lost.add_done_callback(self._fail)
+        return lost
+
+    def _fail(self, _: object) -> None:
+        content = self._answer.content
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the connection ended within the content"))
 
     async def block(self) -> bytes:
         """All bytes of the body that are there, waiting for the first; b"" at the end."""
@@ -292,9 +310,17 @@ class Response:
 
     def _release(self) -> None:
         self._timer.cancel()
+        if self._lost is not None:
+            self._lost.remove_done_callback(self._fail)
         self._http._end_turn()
 
     def _expire(self) -> None:
         self._expired = True
         self._outgoing.abort()
         self._answer.close()
+
+
+def _seen(lost: "asyncio.Future[None]") -> None:
+    """The loop would complain of a failure that nobody looked at, when an idle connection breaks."""
+    if not lost.cancelled():
+        lost.exception()
