@@ -56,10 +56,37 @@ class Dialect(Struct, frozen=True, kw_only=True):
     stream_path: str
     ending: str
     bearer: bool
+    body: "Callable[[Target, Workload], dict[str, object]]"
 
 
-OPENAI = Dialect(path="/v1/completions", stream_path="/v1/completions", ending="data: [DONE]", bearer=True)
-GENSTACK = Dialect(path="/", stream_path="/stream", ending='data: {"completed":true', bearer=False)
+def _openai_body(target: "Target", workload: Workload) -> dict[str, object]:
+    body = {"model": target.model, "prompt": workload.prompt, "max_tokens": workload.max_tokens}
+    return body | {"stream": True} if workload.streamed else body
+
+
+def _genstack_body(target: "Target", workload: Workload) -> dict[str, object]:
+    return {
+        "genstackToken": target.key,
+        "model": target.model,
+        "messages": [{"role": "user", "content": workload.prompt}],
+        "maxOutputTokens": workload.max_tokens,
+    }
+
+
+OPENAI = Dialect(
+    path="/v1/completions",
+    stream_path="/v1/completions",
+    ending="data: [DONE]",
+    bearer=True,
+    body=_openai_body,
+)
+GENSTACK = Dialect(
+    path="/",
+    stream_path="/stream",
+    ending='data: {"completed":true',
+    bearer=False,
+    body=_genstack_body,
+)
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -135,17 +162,7 @@ def mock_upstream(cores: Cores) -> Iterator[int]:
 
 
 def request_body(target: Target, workload: Workload) -> dict[str, object]:
-    if target.dialect is GENSTACK:
-        return {
-            "genstackToken": target.key,
-            "model": target.model,
-            "messages": [{"role": "user", "content": workload.prompt}],
-            "maxOutputTokens": workload.max_tokens,
-        } | workload.more
-    body = {"model": target.model, "prompt": workload.prompt, "max_tokens": workload.max_tokens}
-    if workload.streamed:
-        body["stream"] = True
-    return body | workload.more
+    return target.dialect.body(target, workload) | workload.more
 
 
 def put_under_load(target: Target, workload: Workload, seconds: float, cores: Cores) -> LoadResult:

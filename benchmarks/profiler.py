@@ -17,14 +17,14 @@ THREAD = re.compile(r"thread \((\d+)\)")
 
 
 def profile(target: Target, workload: Workload, seconds: float, cores: Cores) -> str:
-    """Record the target under load into bin/profile-WORKLOAD.txt (folded stacks); returns the busiest functions.
+    """Record the target under load into bin/profile-TARGET-WORKLOAD.txt (folded stacks); returns the busiest functions.
 
     BenchmarkError if py-spy is missing or may not look into the process.
     """
     py_spy = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
     if py_spy is None:
         raise BenchmarkError("py-spy is not installed")
-    path = BIN / f"profile-{workload.name}.txt"
+    path = BIN / f"profile-{target.name.replace(' → ', '-')}-{workload.name}.txt"
     command = [py_spy, "record", "--pid", str(target.pid), "--format", "raw", "--function", "--threads"]
     command += [
         "--rate",
@@ -47,7 +47,7 @@ def profile(target: Target, workload: Workload, seconds: float, cores: Cores) ->
     _, complaint = recorder.communicate(timeout=60)
     if recorder.returncode:
         raise BenchmarkError(f"py-spy could not record: {complaint.strip()}")
-    return f"{workload.name} ({path}):\n{summarize(path.read_text(encoding='utf-8'), cpu_us)}"
+    return f"{target.name}, {workload.name} ({path}):\n{summarize(path.read_text(encoding='utf-8'), cpu_us)}"
 
 
 def summarize(folded: str, cpu_us: dict[int, float]) -> str:

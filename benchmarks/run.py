@@ -74,9 +74,11 @@ def run_gateway(options: argparse.Namespace, folder: Path) -> None:
     with ExitStack() as stack:
         upstream = stack.enter_context(mock_upstream(cores))
         running = start(stack, folder, upstream, cores)
+        native = next(target for target in running if target.name == targets.NATIVE)
+        mapped = targets.mapped(folder, native)
         time.sleep(1)  # what a server still does in the background after its start is not idle memory
         idle = {target.name: ProcessTree(target.pid).rss_bytes() for target in running}
-        samples = measure(running, WORKLOADS, options.rounds, options.seconds, cores)
+        samples = measure([*running, *mapped], WORKLOADS, options.rounds, options.seconds, cores)
         memories = [memory(target, idle[target.name]) for target in running]
         print(
             f"{options.rounds} rounds of {options.seconds:g} s, medians; target on core {cores.target}, ",
@@ -84,16 +86,18 @@ def run_gateway(options: argparse.Namespace, folder: Path) -> None:
         )
         print(f"mock and load on core {cores.kit}; {BLOCKING.connections} blocking connections, ", end="")
         print(f"{STREAMED.connections} streams at a time\n\n{table.render(running, samples, memories)}\n")
+        print(f"{table.render_ways(native, mapped, samples)}\n")
         if options.json:
             started = {target.name: target.start_s for target in running}
             result = {"cores": cores, "start_s": started, "memory": memories, "samples": samples}
             options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
-        answered = sum(sample.load.ok for sample in samples if sample.target == "headgate")
+        ways = (native, *mapped)
+        answered = sum(sample.load.ok for sample in samples if sample.target in {way.name for way in ways})
         check_ledger(folder, answered)
         if options.profile:
-            gateway = next(target for target in running if target.name == "headgate")
-            for workload in WORKLOADS:
-                print(profile(gateway, workload, max(options.seconds, 5), cores))
+            for way in ways:
+                for workload in WORKLOADS:
+                    print(profile(way, workload, max(options.seconds, 5), cores))
 
 
 def run_embedded(options: argparse.Namespace, folder: Path) -> None:

@@ -20,8 +20,8 @@ from benchmarks.kit import GENSTACK, BenchmarkError, Cores, Target, pinned, stop
 
 HEADGATE = Path(sys.executable).parent / "headgate"
 ACCOUNT = "benchmark"
-OPENAI_TO_CHAT = "openai → chat"
-GENSTACK_TO_ANTHROPIC = "genstack → anthropic"
+NATIVE = "headgate"
+"""The gateway on its native way: clients and upstream both speak OpenAI's completions."""
 
 NGINX_CONFIG = """
 daemon off;
@@ -124,8 +124,8 @@ def mapped(folder: Path, gateway: Target) -> tuple[Target, Target]:
     """The same gateway on the ways where what the client speaks is not what the upstream speaks."""
     token = headgate_json(folder, "tokens", "create", "--account", ACCOUNT, "--ttl", "6h")["token"]
     return (
-        replace(gateway, name=OPENAI_TO_CHAT, model="mock-chat"),
-        replace(gateway, name=GENSTACK_TO_ANTHROPIC, model="mock-messages", key=token, dialect=GENSTACK),
+        replace(gateway, name="openai → chat", model="mock-chat"),
+        replace(gateway, name="genstack → anthropic", model="mock-messages", key=token, dialect=GENSTACK),
     )
 
 
@@ -143,7 +143,7 @@ def configured_headgate(folder: Path, settings: str, cores: Cores) -> Iterator[T
         start_s = wait_until(lambda: "ready http" in out.read_text(encoding="utf-8"), process, log, 30)
         address = out.read_text(encoding="utf-8").rsplit("ready ", 1)[1].split()[0]
         port = int(address.rsplit(":", 1)[1])
-        yield Target(name="headgate", pid=process.pid, port=port, start_s=start_s, key=key)
+        yield Target(name=NATIVE, pid=process.pid, port=port, start_s=start_s, key=key)
 
 
 @contextmanager

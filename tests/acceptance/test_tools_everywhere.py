@@ -1,6 +1,7 @@
-"""A chat's tools in front of each kind of upstream, through the official SDK: what the upstream gets and what it costs."""
+"""Tools in front of each kind of upstream, through the official SDK: what the upstream gets, and what it costs."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
@@ -30,10 +31,14 @@ NANO = 10**9
 OTHERS: tuple[Kind, ...] = ("anthropic", "cohere")
 FINISH: dict[Kind, str] = {"openai": "stop", "anthropic": "end_turn", "cohere": "COMPLETE"}
 CONFIG = (
-    "".join(kind_model(kind, tools=True) + kind_model(kind, f"{kind}-toolless", tools=False) for kind in KINDS)
+    "".join(
+        kind_model(kind, tools=True) + kind_model(kind, f"{kind}-toolless", tools=False) for kind in KINDS
+    )
     + kind_model("openai", "falls-back", tools=True, fallbacks=[model_of("anthropic")])
     + kind_model("anthropic", "falls-forward", tools=True, fallbacks=[model_of("openai")])
-    + kind_model("openai", "falls-on-toolless", tools=True, fallbacks=["anthropic-toolless", model_of("cohere")])
+    + kind_model(
+        "openai", "falls-on-toolless", tools=True, fallbacks=["anthropic-toolless", model_of("cohere")]
+    )
 )
 
 PARAMETERS = {
@@ -425,7 +430,10 @@ BAD_TOOLS: list[tuple[dict[str, Any], str]] = [
         {"tool_choice": {"type": "function", "function": {"name": "unknown"}}},
         "tool_choice.function.name",
     ),
-    ({"messages": [QUESTION, {"role": "tool", "tool_call_id": "x", "content": "?"}]}, "messages[1].tool_call_id"),
+    (
+        {"messages": [QUESTION, {"role": "tool", "tool_call_id": "x", "content": "?"}]},
+        "messages[1].tool_call_id",
+    ),
     ({"messages": HISTORY[:2]}, "messages[1].tool_calls[0]"),
 ]
 
@@ -479,9 +487,30 @@ async def test_ids_of_any_make_are_a_pair_wherever_the_conversation_falls_to(
     _, asked, answered = kinds.latest("anthropic").json["messages"]
     ids = [block["id"] for block in asked["content"]]
     assert len(set(ids)) == len(odd)
-    assert all(id_.isascii() and id_.replace("-", "").replace("_", "").isalnum() for id_ in ids)
+    assert all(re.fullmatch("[A-Za-z0-9_-]+", id_) for id_ in ids)
     told = {block["tool_use_id"]: block["content"][0]["text"] for block in answered["content"]}
     assert told == dict(zip(ids, odd, strict=True))
+
+
+async def test_ids_that_come_again_in_a_conversation_are_told_apart_at_anthropic(
+    kinds: ThreeKinds, sdk: AsyncOpenAI
+) -> None:
+    """Not every model makes up new ones; Anthropic wants each call to have its own."""
+    history: list[dict[str, Any]] = [QUESTION]
+    for turn in range(3):
+        history += [
+            {"role": "assistant", "content": None, "tool_calls": [CALLS[0].wire | {"id": "get_weather:0"}]},
+            {"role": "tool", "tool_call_id": "get_weather:0", "content": f"sun {turn}"},
+        ]
+    kinds.ups["anthropic"].script(Script(pieces=("Sunny.",), finish="end_turn"))
+    await ask(sdk, model_of("anthropic"), messages=history)
+    turns = kinds.latest("anthropic").json["messages"][1:]
+    ids = [block["id"] for turn in turns[::2] for block in turn["content"]]
+    assert len(set(ids)) == 3
+    results = [block for turn in turns[1::2] for block in turn["content"]]
+    assert [(block["tool_use_id"], block["content"][0]["text"]) for block in results] == [
+        (id_, f"sun {turn}") for turn, id_ in enumerate(ids)
+    ]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -502,9 +531,7 @@ async def test_a_call_that_anthropic_fails_at_is_asked_of_openai_with_the_same_t
     assert (row.price, row.provider) == (price("openai"), provider_of("openai"))
 
 
-async def test_a_fallback_without_tools_is_passed_over(
-    kinds: ThreeKinds, sdk: AsyncOpenAI
-) -> None:
+async def test_a_fallback_without_tools_is_passed_over(kinds: ThreeKinds, sdk: AsyncOpenAI) -> None:
     kinds.ups["openai"].script(Script(status=503, body={"error": {"message": "Down."}}))
     kinds.ups["cohere"].script(answering("cohere", stream=False))
     before = len(kinds.ups["anthropic"].requests)

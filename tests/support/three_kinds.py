@@ -90,9 +90,7 @@ async def open_three_kinds(
             f'api_key_env = "{KEY_VARIABLE}"\n{provider_lines}\n'
             for kind, up in ups.items()
         )
-        server = Server(
-            providers + models, folder=folder, env={KEY_VARIABLE: UPSTREAM_KEY, **(env or {})}
-        )
+        server = Server(providers + models, folder=folder, env={KEY_VARIABLE: UPSTREAM_KEY, **(env or {})})
         await server.start()
         stack.push_async_callback(server.stop)
         books = stack.enter_context(Books(server))

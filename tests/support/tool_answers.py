@@ -120,7 +120,9 @@ def pieces(kind: Kind, index: int, call: Asked, size: int = 5) -> list[bytes]:
 def closing(kind: Kind, index: int) -> bytes:
     if kind == "openai":
         return b""
-    return anthropic.events(anthropic.closed(index)).encode() if kind == "anthropic" else cohere.call_end(index)
+    return (
+        anthropic.events(anthropic.closed(index)).encode() if kind == "anthropic" else cohere.call_end(index)
+    )
 
 
 def ending(kind: Kind) -> bytes:
@@ -138,5 +140,5 @@ def _chunk(delta: Mapping[str, Any], finish: str | None = None) -> bytes:
 
 
 def _event(content: Mapping[str, Any]) -> bytes:
-    head = {"id": "chatcmpl-u", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-    return b"data: " + json.dumps(head | content, ensure_ascii=False).encode() + b"\n\n"
+    head: dict[str, Any] = {"id": "chatcmpl-u", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    return b"data: " + json.dumps(head | dict(content), ensure_ascii=False).encode() + b"\n\n"

@@ -59,6 +59,30 @@ class _Growing(Struct):
     blocks: list[Text | Picture | ToolUse] = []
 
 
+class _Ids:
+    """Ids of other upstreams' calls may hold more than the format allows, and come again once they are answered: here
+    each call of the conversation has its own. A call and its result stay a pair."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, str] = {}
+        self._numbers: dict[str, int] = {}
+        self._taken: set[str] = set()
+
+    def new(self, given: str) -> str:
+        """That of a call."""
+        plain = own = _NO_ID.sub("_", given)
+        while own in self._taken:
+            number = self._numbers[plain] = self._numbers.get(plain, 1) + 1
+            own = f"{plain}_{number}"
+        self._taken.add(own)
+        self._latest[given] = own
+        return own
+
+    def of(self, given: str) -> str:
+        """That of the latest call which was given this id; as given where there was none."""
+        return self._latest.get(given, given)
+
+
 def plain_turns(messages: Sequence[Message]) -> tuple[str | None, tuple[Message, ...]]:
     """The system prompt, if there is one, and the turns of a conversation of nothing but text.
 
@@ -89,6 +113,7 @@ def turns(messages: Sequence[Message]) -> tuple[str | None, tuple[Turn, ...]]:
     """The same for one with images, tool calls or their results: every text is a block."""
     system: list[str] = []
     growing: list[_Growing] = []
+    ids = _Ids()
     for index, message in enumerate(messages):
         if message.role == "system":
             _only_text(message, index)
@@ -100,14 +125,14 @@ def turns(messages: Sequence[Message]) -> tuple[str | None, tuple[Turn, ...]]:
             growing.append(_Growing(role))
         turn = growing[-1]
         if message.role == "tool":
-            turn.results.append(ToolResult(_id(message.tool_call_id or ""), tuple(_seen(message))))
+            turn.results.append(ToolResult(ids.of(message.tool_call_id or ""), tuple(_seen(message))))
         elif role == "user":
             turn.blocks += _seen(message)
         else:
             _only_text(message, index)
             if message.content.strip():
                 turn.blocks.append(Text(message.content))
-            turn.blocks += (_use(call, index, nth) for nth, call in enumerate(message.tool_calls))
+            turn.blocks += (_use(call, ids, index, nth) for nth, call in enumerate(message.tool_calls))
     if not growing or growing[0].role != "user":
         raise _begins_wrongly()
     if not all(turn.results or turn.blocks for turn in growing):
@@ -168,7 +193,7 @@ def _picture(image: Image) -> Picture:
     return Picture(InlineImage(image.media_type, image.data))
 
 
-def _use(call: ToolCall, index: int, nth: int) -> ToolUse:
+def _use(call: ToolCall, ids: _Ids, index: int, nth: int) -> ToolUse:
     """Arguments are an object in this format; those left blank are an empty one."""
     text = call.arguments if call.arguments.strip() else "{}"
     try:
@@ -178,12 +203,7 @@ def _use(call: ToolCall, index: int, nth: int) -> ToolUse:
         raise InvalidRequest(
             f"{param} must be a JSON object, as text.", param=param, allowed="a JSON object, as text"
         ) from None
-    return ToolUse(_id(call.id), call.name, msgspec.Raw(text.encode()))
-
-
-def _id(given: str) -> str:
-    """Ids of other upstreams' calls may hold more than the format allows; a call and its result stay a pair."""
-    return _NO_ID.sub("_", given)
+    return ToolUse(ids.new(call.id), call.name, msgspec.Raw(text.encode()))
 
 
 def _only_text(message: Message, index: int) -> None:

@@ -1,7 +1,7 @@
 """What can be mapped onto a model, and what cannot: the latter is refused by name, never quietly left out."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 import msgspec
@@ -14,8 +14,39 @@ NEUTRAL: Mapping[str, object] = MappingProxyType(
     {"temperature": 1, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0, "n": 1, "suffix": ""}
 )
 """What asks for nothing. Clients send it out of habit, so it is left out where the parameter is refused."""
-_ASKED = frozenset(("n", "best_of", "logprobs", "echo", "suffix", "response_format", "tools"))
-"""Parameters that are the request's own; the others steer its sampling."""
+ASKED: Mapping[str, Callable[[CompletionRequest], object]] = MappingProxyType(
+    {
+        "n": lambda request: request.n,
+        "best_of": lambda request: request.best_of,
+        "logprobs": lambda request: request.logprobs,
+        "echo": lambda request: request.echo,
+        "suffix": lambda request: request.suffix,
+        "response_format": lambda request: request.response_format,
+        "prompt": lambda request: any(isinstance(prompt, tuple) for prompt in request.prompts or ()),
+        "tools": lambda request: request.tools,
+        "tool_choice": lambda request: (
+            request.tools is not None and request.tools.choice not in (None, "auto")
+        ),
+        "parallel_tool_calls": lambda request: (
+            request.tools is not None and request.tools.parallel is not None
+        ),
+        "detail": lambda request: any(image.detail not in (None, "auto") for image in _images(request)),
+        "prefill": lambda request: request.messages and request.messages[-1].role == "assistant",
+        "temperature+top_p": lambda request: (
+            request.sampling.temperature is not None
+            and request.sampling.top_p not in (None, NEUTRAL["top_p"])
+        ),
+    }
+)
+"""What else a request may ask for; all other parameters steer its sampling."""
+_SHOWN = {"prefill": "messages", "temperature+top_p": "top_p"}
+"""What clients call the two that are no parameters."""
+_WHY = {
+    "prompt": "takes no token ids",
+    "detail": "takes no detail of an image",
+    "prefill": "does not go on with what the assistant has begun to say",
+    "temperature+top_p": "takes temperature or top_p, not both",
+}
 _MARK = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 """What a template's special tokens look like."""
 
@@ -82,12 +113,11 @@ def check_mapping(request: CompletionRequest, spec: ModelSpec) -> None:
 def _check_refusals(request: CompletionRequest, spec: ModelSpec) -> None:
     """Parameters that the model's upstream has no ear for, unless their value asks for nothing."""
     for name in spec.refuses:
-        given = getattr(request.sampling, name, None)
-        if name in _ASKED:
-            given = getattr(request, name)
+        asked = ASKED.get(name)
+        given = getattr(request.sampling, name, None) if asked is None else asked(request)
         if given is None or given is False or given in ((), NEUTRAL.get(name)):
             continue
-        raise _cannot(name, spec, "takes none")
+        raise _cannot(_SHOWN.get(name, name), spec, _WHY.get(name, "takes none"))
 
 
 def _check_no_tools(request: CompletionRequest, spec: ModelSpec) -> None:
@@ -99,9 +129,13 @@ def _check_no_tools(request: CompletionRequest, spec: ModelSpec) -> None:
             raise _cannot(f"messages[{index}].{param}", spec, "calls no tools")
 
 
-def _first_image(request: CompletionRequest) -> str:
+def _images(request: CompletionRequest) -> Iterator[Image]:
     parts = (part for message in request.messages or () for part in message.parts)
-    return next((part.param for part in parts if isinstance(part, Image)), "messages")
+    return (part for part in parts if isinstance(part, Image))
+
+
+def _first_image(request: CompletionRequest) -> str:
+    return next((image.param for image in _images(request)), "messages")
 
 
 def _check_template(messages: tuple[Message, ...], template: Template) -> None:

@@ -110,7 +110,7 @@ async def test_retry_after_is_kept(upstream: CohereUpstream, provider: Cohere) -
 
 async def test_an_error_with_status_200_is_one(upstream: CohereUpstream, provider: Cohere) -> None:
     for error in await failures(upstream, provider, refusal(200, f"{KEY} fell over")):
-        assert type(error) is UpstreamFailed
+        assert isinstance(error, UpstreamFailed)
         assert KEY not in error.message
 
 
@@ -140,7 +140,7 @@ async def test_an_error_amid_a_stream_comes_after_what_was_said(
         Chunk(0, " two"),
         Chunk(-1, usage=Usage(prompt_tokens=3, completion_tokens=2)),
     ]
-    assert type(error) is UpstreamFailed
+    assert isinstance(error, UpstreamFailed)
     assert KEY not in error.message
 
 
@@ -152,7 +152,7 @@ async def test_a_stream_that_breaks_gives_what_came_and_fails(
     upstream.script(Script(pieces=WORDS, **{how: at}))  # type: ignore[arg-type]
     chunks, error = await until_failure(provider)
     assert chunks == [Chunk(0, word) for word in WORDS[:at]]
-    assert type(error) is UpstreamFailed
+    assert isinstance(error, UpstreamFailed)
     assert "127.0.0.1" not in error.message
 
 
@@ -218,14 +218,14 @@ async def test_an_answer_that_cannot_be_believed_fails(
     upstream: CohereUpstream, provider: Cohere, body: str
 ) -> None:
     for error in await failures(upstream, provider, Script(body=body)):
-        assert type(error) is UpstreamFailed
+        assert isinstance(error, UpstreamFailed)
 
 
 @pytest.mark.parametrize("body", ["<html>", "data: {}\n\n"])
 async def test_another_content_type_fails(upstream: CohereUpstream, provider: Cohere, body: str) -> None:
     script = Script(headers={"Content-Type": "text/html"}, body=body)
     for error in await failures(upstream, provider, script):
-        assert type(error) is UpstreamFailed
+        assert isinstance(error, UpstreamFailed)
 
 
 async def test_an_endless_stream_is_cut_off(upstream: CohereUpstream, provider: Cohere) -> None:

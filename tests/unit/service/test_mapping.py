@@ -1,15 +1,17 @@
 """What a model cannot honour is refused by name, and what it can is let through."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from msgspec.structs import fields
 from tests.support.workbench import request, said, spec
 
+from headgate.config.check_models import REFUSABLE
 from headgate.core.completion import Image, Message, ResponseFormat, Sampling, Tool, ToolCall, Tools
 from headgate.core.errors import InvalidRequest
 from headgate.core.models import Template
 from headgate.service.fanout import jobs_for
-from headgate.service.mapping import check_mapping
+from headgate.service.mapping import ASKED, check_mapping
 
 JSON = ResponseFormat(kind="json_object")
 
@@ -166,3 +168,44 @@ def test_words_that_pass_for_the_templates_marks_are_refused(words: str) -> None
         check_mapping(request(messages=said("hi", words)), model)
     assert refusal.value.param == "messages[1].content"
     check_mapping(request(messages=said("a <b> [c] | <s")), model)
+
+
+AUTO, FORCED = Tools(tools=TOOLS.tools, choice="auto"), Tools(tools=TOOLS.tools, choice="required")
+SINGLE = Tools(tools=TOOLS.tools, parallel=False)
+BEGUN = (*said("hi"), Message(role="assistant", content="Well,"))
+
+
+def looking(detail: Literal["auto", "low"]) -> tuple[Message, ...]:
+    return (
+        Message(role="user", content="", parts=(Image(data=b"x", media_type="image/png", detail=detail),)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "param", "asked", "neutral"),
+    [
+        ("prompt", "prompt", {"prompts": ("a", (1, 2))}, {"prompts": ("a",)}),
+        ("tool_choice", "tool_choice", {"tools": FORCED}, {"tools": AUTO}),
+        ("parallel_tool_calls", "parallel_tool_calls", {"tools": SINGLE}, {"tools": AUTO}),
+        ("detail", "detail", {"messages": looking("low")}, {"messages": looking("auto")}),
+        ("prefill", "messages", {"messages": BEGUN}, {"messages": said("hi")}),
+        (
+            "temperature+top_p",
+            "top_p",
+            {"sampling": Sampling(temperature=0.0, top_p=0.5)},
+            {"sampling": Sampling(temperature=0.0, top_p=1.0)},
+        ),
+    ],
+)
+def test_finer_points_can_be_refused_too(
+    name: str, param: str, asked: dict[str, Any], neutral: dict[str, Any]
+) -> None:
+    model = spec(refuses=(name,), tools=True, vision=True)
+    with pytest.raises(InvalidRequest) as refusal:
+        check_mapping(request(**asked), model)
+    assert refusal.value.param == param
+    check_mapping(request(**neutral), model)
+
+
+def test_every_name_that_a_row_may_refuse_is_enforced() -> None:
+    assert set(ASKED) | {field.name for field in fields(Sampling)} >= set(REFUSABLE)
