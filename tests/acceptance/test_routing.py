@@ -58,6 +58,7 @@ MODELS = (
     model("main", more='fallbacks = ["spare"]')
     + model("spare", "second", "2.00")
     + model("alone")
+    + model("homely", more='fallbacks = ["demo"]')
     + model("fragile")
     + model("shared", more='deployments = [{ provider = "second", weight = 1 }]')
 )
@@ -201,6 +202,14 @@ async def test_a_429_keeps_everybody_away_for_as_long_as_it_says(place: Place) -
             assert response.status == 429
             assert 55 <= int(response.headers["Retry-After"]) <= 60
     assert len(place.first.requests) == 1
+
+
+async def test_the_embedded_model_can_stand_in(place: Place) -> None:
+    place.first.on("homely", Script(status=500))
+    status, body = await place.client.blocking("openai", "homely", max_tokens=4)
+    assert (status, body["model"]) == (200, "demo")
+    (row,) = await place.books.settled("ann")
+    assert (row.model, row.provider, row.source, row.error) == ("demo", "embedded", "provider", None)
 
 
 async def test_deployments_share_the_work_and_stand_in_for_each_other(place: Place) -> None:

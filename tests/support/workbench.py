@@ -22,6 +22,7 @@ from headgate.service.billing import Billing
 from headgate.service.circuits import Circuits
 from headgate.service.complete import Completions
 from headgate.service.ids import Ids
+from headgate.service.images import Images
 from headgate.service.limits import Limiter
 from headgate.service.margins import MarginRules
 from headgate.service.metrics import Metrics
@@ -100,6 +101,7 @@ class Workbench:
         limits: LimitSettings | None = None,
         clock: ManualClock | None = None,
         routing: RoutingSettings | None = None,
+        images: Images | None = None,
     ) -> None:
         self.clock = clock or ManualClock()
         self.memory = MemoryLedger({"ann": RICH})
@@ -111,7 +113,9 @@ class Workbench:
         self.circuits = Circuits(rules, self.clock)
         self.serving = Serving(Catalog(models or (spec(),)), self.providers, self.circuits)
         router = Router(self.circuits, rules, self.metrics, Random(7))
-        self.planner = Planner(self.serving, router, MarginRules(margins, apps or {}), developers or {})
+        self.planner = Planner(
+            self.serving, router, MarginRules(margins, apps or {}), developers or {}, images
+        )
         self.limiter = Limiter(limits or LimitSettings(), self.clock)
         self.billing = Billing(self.ledger, self.clock, margins.platform_share_percent, Ids())
         self.streams = Streams()

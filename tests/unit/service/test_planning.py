@@ -10,8 +10,19 @@ from hypothesis import strategies as st
 from tests.support.jobs import job
 from tests.support.workbench import ANN, Workbench, request, said, spec
 
-from headgate.core.accounts import Developer
-from headgate.core.completion import Chunk, CompletionRequest, ResponseFormat, Sampling, Usage
+from headgate.core.accounts import Developer, Principal
+from headgate.core.completion import (
+    Chunk,
+    CompletionRequest,
+    Image,
+    Message,
+    ResponseFormat,
+    Sampling,
+    Tool,
+    ToolCall,
+    Tools,
+    Usage,
+)
 from headgate.core.errors import (
     AmbiguousModel,
     GatewayError,
@@ -390,6 +401,51 @@ def test_planning_leaves_the_job_as_it_was() -> None:
     planned = bounded(request(max_tokens=5), original, 3)
     assert original.max_tokens == 0
     assert msgspec.structs.replace(planned.job, max_tokens=0) == original
+
+
+class TestImagesAndTools:
+    """What the prompt is held for besides its text."""
+
+    async def test_every_image_counts_as_much_as_the_model_says(self) -> None:
+        image = Image(data=b"x", media_type="image/png")
+        asked = request(
+            messages=(Message(role="user", content="hi", parts=("hi", image, image)),), looks=True
+        )
+        plain = request(messages=(Message(role="user", content="hi"),))
+        bench = Workbench(spec(mode="chat", vision=True, image_tokens=900))
+        with_images, without = [
+            (await bench.planner.plan(one, ANN)).models[0].jobs[0] for one in (asked, plain)
+        ]
+        assert with_images.bound == without.bound + 2 * 900
+        assert without.likely < with_images.likely <= with_images.bound
+
+    async def test_tools_and_calls_count_by_their_words(self) -> None:
+        tool = Tool(name="weather", description="d" * 50, parameters=b"p" * 100)
+        call = ToolCall(id="c", name="weather", arguments="a" * 200)
+        turns = (Message(role="assistant", content="", tool_calls=(call,)),)
+        bench = Workbench(spec(mode="chat", tools=True))
+        without = (await bench.planner.plan(request(messages=said("hi")), ANN)).models[0].jobs[0].bound
+        asked = request(messages=(*said("hi"), *turns), tools=Tools(tools=(tool,)))
+        assert (await bench.planner.plan(asked, ANN)).models[0].jobs[0].bound >= without + 7 + 50 + 100 + 200
+
+    async def test_images_by_name_are_loaded_before_anything_is_held(self) -> None:
+        class Loader:
+            def __init__(self) -> None:
+                self.kept_urls: list[bool] = []
+
+            async def load(
+                self, asked: CompletionRequest, principal: Principal, *, keep_urls: bool
+            ) -> CompletionRequest:
+                self.kept_urls.append(keep_urls)
+                raise InvalidRequest("no such file", param="files[0]")
+
+        for image_urls, kept in (("fetch", False), ("pass", True)):
+            loader: Any = Loader()
+            bench = Workbench(spec(mode="chat", vision=True, image_urls=image_urls), images=loader)
+            asked = request(messages=said("hi"), looks=True)
+            with pytest.raises(InvalidRequest):
+                await bench.ask(asked)
+            assert (loader.kept_urls, bench.memory.amounts) == ([kept], [])
 
 
 class TestTokenPrompts:
