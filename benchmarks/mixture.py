@@ -1,5 +1,5 @@
-"""The requests of the memory benchmark: through every dialect's door, blocking and streamed, to upstreams of every format,
-which answer whole or break in every way that the fault tests know.
+"""The requests of the memory benchmark: through every dialect's door, blocking and streamed, to upstreams of every
+format, which answer whole or break in every way that the fault tests know.
 
 The upstream runs in this process and plays what it is told for each request (tests/support/fault_upstream.py).
 """
@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 from msgspec import Struct
 from tests.support.client import texts_of
-from tests.support.doors import DOORS, JSON, Caller, Door, Reply
+from tests.support.doors import DOORS, Caller, Door, Reply
 from tests.support.fault_upstream import HEARD, STALL, FaultUpstream, Play, Steps, whole
 from tests.support.faults import (
     BEFORE,
@@ -43,7 +43,19 @@ CLOSE_S = 5.0
 
 MOST_PIECES = 60
 MOST_PADDING = 2000
-VOCABULARY = ("the", " harbour", " town", " tells", " long", " stories", " of", " däys", " — and", " 雨", " w00", "\n")
+VOCABULARY = (
+    "the",
+    " harbour",
+    " town",
+    " tells",
+    " long",
+    " stories",
+    " däys",
+    " — and",
+    " 雨",
+    " w00",
+    "\n",
+)
 
 ENOUGH = BEFORE[-1].encode()
 """The last that a client hears of a stream before it breaks."""
@@ -101,7 +113,7 @@ def silent(chance: random.Random, door: Door, wire: Wire) -> Errand:
     return _broken(chance, TOO_SLOW, door, wire, f"hasty-{wire.name}")
 
 
-def deserted(chance: random.Random, door: Door, wire: Wire) -> Errand:
+def deserted(_chance: random.Random, door: Door, wire: Wire) -> Errand:
     steps = (*begun(wire), STALL) if door.streams else (STALL,)
     return Errand(door=door, model=f"plain-{wire.name}", steps=steps, leaves=True)
 
@@ -121,9 +133,7 @@ SHARES: dict[str, tuple[float, Maker]] = {
 """Of all requests, each chosen by chance."""
 
 
-def _broken(
-    chance: random.Random, faults: tuple[Fault, ...], door: Door, wire: Wire, model: str
-) -> Errand:
+def _broken(chance: random.Random, faults: tuple[Fault, ...], door: Door, wire: Wire, model: str) -> Errand:
     scenes = [
         scene
         for fault in faults
@@ -132,9 +142,7 @@ def _broken(
     return Errand(door=door, model=model, steps=chance.choice(scenes).play(wire))
 
 
-def _unreadable(
-    door: Door, headers: dict[str, str], body: dict[str, Any]
-) -> tuple[dict[str, str], bytes]:
+def _unreadable(_door: Door, headers: dict[str, str], body: dict[str, Any]) -> tuple[dict[str, str], bytes]:
     return headers, json.dumps(body).encode()[:-1]
 
 
@@ -143,9 +151,7 @@ def _nobody(door: Door, headers: dict[str, str], body: dict[str, Any]) -> tuple[
     return headers, json.dumps(body).encode()
 
 
-def _wrong_field(
-    door: Door, headers: dict[str, str], body: dict[str, Any]
-) -> tuple[dict[str, str], bytes]:
+def _wrong_field(_door: Door, headers: dict[str, str], body: dict[str, Any]) -> tuple[dict[str, str], bytes]:
     wrong = {"messages": 7, "prompt": 7, "inputs": 7}
     return headers, json.dumps({name: wrong.get(name, value) for name, value in body.items()}).encode()
 
@@ -176,9 +182,12 @@ class Visitors:
                 self.asked += 1
                 await self._one(self.asked)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(at_a_time):
-                group.create_task(one_by_one())
+        visitors = [asyncio.ensure_future(one_by_one()) for _ in range(at_a_time)]
+        try:
+            await asyncio.gather(*visitors)
+        finally:
+            for visitor in visitors:
+                visitor.cancel()
 
     async def _one(self, number: int) -> None:
         chance = self._chance
@@ -187,6 +196,7 @@ class Visitors:
         tag = f"cell-{number}"
         play = self._up.play(tag, errand.steps)
         text = f"This is {tag}. {'So it goes. ' * chance.randint(0, MOST_PADDING // 12)}"
+        where = f"{share}, {errand.door.name} to {errand.model}, {errand.steps!r:.300}"
         try:
             async with asyncio.timeout(PATIENCE_S):
                 result = await self._result(errand, play, text)
@@ -194,8 +204,9 @@ class Visitors:
             async with asyncio.timeout(CLOSE_S):
                 await play.over()
         except TimeoutError as error:
-            where = f"{share}, {errand.door.name} to {errand.model}, {errand.steps!r:.300}"
             raise BenchmarkError(f"a request did not come to its end: {where}") from error
+        except aiohttp.ClientError as error:
+            raise BenchmarkError(f"the gateway broke a connection: {error!r}, {where}") from error
         finally:
             self._up.forget(tag)
         self.seen[share, result] += 1
@@ -230,11 +241,13 @@ class Visitors:
 
         waiting = asyncio.ensure_future(wait())
         asked = asyncio.ensure_future(play.asked.wait())
-        await asyncio.wait([waiting, asked], return_when=asyncio.FIRST_COMPLETED)
-        asked.cancel()
-        if waiting.done():
+        try:
+            done, _ = await asyncio.wait([waiting, asked], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asked.cancel()
+            waiting.cancel()
+        if waiting in done:
             raise BenchmarkError(f"{door.name}: the answer came before the upstream was asked")
-        waiting.cancel()
         with suppress(asyncio.CancelledError):
             await waiting
         return "left"

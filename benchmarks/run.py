@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import embedded, scoring, table, targets
+from benchmarks import embedded, memory, scoring, table, targets
 from benchmarks.kit import (
     BLOCKING,
     STREAMED,
@@ -79,7 +79,7 @@ def run_gateway(options: argparse.Namespace, folder: Path) -> None:
         time.sleep(1)  # what a server still does in the background after its start is not idle memory
         idle = {target.name: ProcessTree(target.pid).rss_bytes() for target in running}
         samples = measure([*running, *mapped], WORKLOADS, options.rounds, options.seconds, cores)
-        memories = [memory(target, idle[target.name]) for target in running]
+        memories = [sizes(target, idle[target.name]) for target in running]
         print(
             f"{options.rounds} rounds of {options.seconds:g} s, medians; target on core {cores.target}, ",
             end="",
@@ -93,7 +93,7 @@ def run_gateway(options: argparse.Namespace, folder: Path) -> None:
             options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
         ways = (native, *mapped)
         answered = sum(sample.load.ok for sample in samples if sample.target in {way.name for way in ways})
-        check_ledger(folder, answered)
+        targets.check_ledger(folder, answered)
         if options.profile:
             for way in ways:
                 for workload in WORKLOADS:
@@ -108,10 +108,15 @@ def run_scoring(options: argparse.Namespace, folder: Path) -> None:
     scoring.run(folder, options.rounds)
 
 
+def run_memory(options: argparse.Namespace, folder: Path) -> None:
+    memory.run(folder, memory.REQUESTS // 10 if options.quick else memory.REQUESTS)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, Path], None]] = {
     "gateway": run_gateway,
     "embedded": run_embedded,
     "scoring": run_scoring,
+    "memory": run_memory,
 }
 
 
@@ -130,17 +135,9 @@ def start(stack: ExitStack, folder: Path, upstream: int, cores: Cores) -> list[T
     return running
 
 
-def memory(target: Target, idle: int) -> Memory:
+def sizes(target: Target, idle: int) -> Memory:
     tree = ProcessTree(target.pid)
     return Memory(target=target.name, idle=idle, loaded=tree.rss_bytes(), engine=tree.engine_rss_bytes())
-
-
-def check_ledger(folder: Path, answered: int) -> None:
-    """Prove that the ledger was on: every answer is in it, and it adds up."""
-    checked = targets.headgate_json(folder, "ledger", "check")
-    if not checked["ok"] or checked["open_holds"] or checked["transfers"] < answered:
-        raise BenchmarkError(f"the ledger does not add up after {answered} answers: {checked}")
-    print(f"ledger: {checked['transfers']:,} transfers, sums to zero, no open holds")
 
 
 if __name__ == "__main__":

@@ -114,16 +114,18 @@ def _megabytes(size: int | None) -> str:
     return "–" if size is None else f"{size / 1e6:.0f}"
 
 
-def aligned(rows: list[list[str]]) -> str:
-    """A Markdown table; the first row is its head, the first two columns are titles."""
+def aligned(rows: list[list[str]], titles: int = 2) -> str:
+    """A Markdown table; the first row is its head, the first columns are titles, and the others numbers."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
         cells = [
-            cell.ljust(width) if column < 2 else cell.rjust(width)
+            cell.ljust(width) if column < titles else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    rule = ["-" * width if column < 2 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    rule = [
+        "-" * width if column < titles else "-" * (width - 1) + ":" for column, width in enumerate(widths)
+    ]
     lines.insert(1, f"| {' | '.join(rule)} |")
     return "\n".join(lines)

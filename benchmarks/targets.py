@@ -179,6 +179,14 @@ def headgate_json(folder: Path, *arguments: str) -> dict[str, Any]:
     return cast(dict[str, Any], msgspec.json.decode(finished.stdout))
 
 
+def check_ledger(folder: Path, answered: int) -> None:
+    """Prove that the ledger was on: every answer is in it, and it adds up."""
+    checked = headgate_json(folder, "ledger", "check")
+    if not checked["ok"] or checked["open_holds"] or checked["transfers"] < answered:
+        raise BenchmarkError(f"the ledger does not add up after {answered} answers: {checked}")
+    print(f"ledger: {checked['transfers']:,} transfers, sums to zero, no open holds")
+
+
 def free_port() -> int:
     """A port nobody listens on, for servers that cannot be given port 0."""
     with socket.socket() as listener:

@@ -3,7 +3,7 @@
 SIGHUP asks for it. All or nothing: what cannot be understood, or would leave a configured app without its model,
 changes nothing and says why. Requests under way end with what they began with.
 
-`headgate reload` leaves a request's number in the data folder, sends the signal and reads the report beside it.
+`headgate reload` leaves a request in the data folder, sends the signal and reads the report that takes its place.
 """
 
 import asyncio
@@ -29,23 +29,16 @@ from headgate.stores.lock import server_pid
 
 log = structlog.get_logger("headgate.reload")
 
-REQUEST_NAME = "reload.request"
-REPORT_NAME = "reload.report"
+REQUEST, REPORT = "reload-*.request", "reload-*.report"
 PATIENCE_S = 30.0
 POLL_S = 0.05
-FIXED = (
-    "server",
-    "tokens",
-    "embedded",
-    "limits",
-    "log",
-    "routing",
-    "files",
-    "margins",
-    "credit_usd",
-    "apps",
-    "developers",
-)
+FIXED = {field.name for field in msgspec.structs.fields(Settings)} - {
+    "source",
+    "data_dir",
+    "environ",
+    "providers",
+    "models",
+}
 """Settings that are read at the start alone."""
 
 
@@ -55,13 +48,31 @@ class ReloadReport(Struct, frozen=True, kw_only=True):
     `needs_restart`: sections that differ from what runs and that a reload does not touch.
     """
 
-    request: str = ""
     problem: str | None = None
     models: int = 0
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     needs_restart: tuple[str, ...] = ()
+
+
+class Hangups:
+    """SIGHUP from the first moment on: before the gateway is there it is remembered, not deadly."""
+
+    def __init__(self) -> None:
+        self._reload: Callable[[], None] | None = None
+        self._early = False
+
+    def signalled(self) -> None:
+        if self._reload is None:
+            self._early = True
+        else:
+            self._reload()
+
+    def lead_to(self, reload: Callable[[], None]) -> None:
+        self._reload = reload
+        if self._early:
+            reload()
 
 
 class Reloading:
@@ -82,15 +93,16 @@ class Reloading:
     async def reload(self) -> ReloadReport:
         async with self._turn:
             folder = self._started_with.data_dir
-            request = await asyncio.to_thread(_asked_by, folder)
+            # Before the configuration is read: what is asked for later is answered by a later reload.
+            requests = await asyncio.to_thread(lambda: list(folder.glob(REQUEST)))
             try:
                 report = await self._replace()
             except ConfigError as error:
                 report = ReloadReport(problem=str(error), models=len(self._gateway.catalog.models))
                 log.error("reload refused; the catalogue stays as it was", problem=str(error))
             except Exception as error:
-                log.exception("reload failed; the catalogue stays as it was")
                 report = ReloadReport(problem=f"{type(error).__name__}: {error}")
+                log.exception("reload failed; the catalogue stays as it was")
             else:
                 log.info(
                     "reloaded",
@@ -100,12 +112,11 @@ class Reloading:
                     changed=len(report.changed),
                     needs_restart=list(report.needs_restart),
                 )
-            report = msgspec.structs.replace(report, request=request)
-            await asyncio.to_thread(_write, folder / REPORT_NAME, msgspec.json.encode(report))
+            await asyncio.to_thread(_answer, requests, report)
             return report
 
     async def aclose(self) -> None:
-        for task in self._tasks:
+        for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(tuple(self._tasks))
@@ -113,37 +124,44 @@ class Reloading:
     async def _replace(self) -> ReloadReport:
         settings = await asyncio.to_thread(self._read)
         specs = await asyncio.to_thread(model_specs, settings)
-        before = self._gateway.serving.now
+        gateway = self._gateway
+        before = gateway.serving.now
         engines = [spec for spec in before.catalog.models if spec.provider == "embedded"]
-        fixed = [name for name in FIXED if getattr(settings, name) != getattr(self._started_with, name)]
+        fixed = sorted(name for name in FIXED if getattr(settings, name) != getattr(self._started_with, name))
         if [spec for spec in specs if spec.provider == "embedded"] != engines:
             # Their engines run: what is served of them stays as it is.
             fixed.append("models of the embedded provider")
             specs = (*(spec for spec in specs if spec.provider != "embedded"), *engines)
         catalog = check_catalogue(settings, specs, apps=self._started_with.apps)
-        providers = self._providers(settings, before.providers)
-        retired = [
-            provider for name, provider in before.providers.items() if providers.get(name) is not provider
-        ]
-        self._gateway.serving.replace(catalog, providers)
+        # In a thread: certificates are read.
+        providers = await asyncio.to_thread(self._providers, settings, before.providers)
+        kept = {name for name, provider in before.providers.items() if providers.get(name) is provider}
+        gateway.serving.replace(catalog, providers)
         self._in_force = settings
-        self._later(self._close(retired))
+        everywhere = [one for spec in catalog.models for one in (spec.deployments or (spec,))]
+        gateway.serving.circuits.keep(one for one in everywhere if one.provider in kept)
+        gone = [provider for name, provider in before.providers.items() if name not in kept]
+        self._later(self._close(gone))
         return _report(before.catalog.models, catalog.models, fixed)
 
     def _providers(self, settings: Settings, before: Mapping[str, Provider]) -> dict[str, Provider]:
-        """Those whose settings are the same stay, connections and all."""
-        kept = {"embedded": before["embedded"]}
+        """Those whose settings are the same stay as they are, unless they go by files: those may be new."""
+        made = {"embedded": before["embedded"]}
         for name, row in settings.providers.items():
-            same = self._in_force.providers.get(name) == row and name in before
-            kept[name] = before[name] if same else make_provider(settings, name, row)
-        return kept
+            by_files = row.ca_file or row.client_cert_file or row.client_key_file
+            stays = name in before and self._in_force.providers.get(name) == row and not by_files
+            made[name] = before[name] if stays else make_provider(settings, name, row)
+        return made
 
-    async def _close(self, retired: Iterable[Provider]) -> None:
+    async def _close(self, gone: Iterable[Provider]) -> None:
         """Once nothing uses them any more."""
         for running in self._gateway.streams:
             await running.settled.wait()
-        for provider in retired:
-            await provider.aclose()
+        for provider in gone:
+            try:
+                await provider.aclose()
+            except Exception:
+                log.exception("a replaced provider did not close", provider=provider.name)
 
     def _later(self, coroutine: Coroutine[object, object, object]) -> None:
         task = asyncio.ensure_future(coroutine)
@@ -151,25 +169,30 @@ class Reloading:
         task.add_done_callback(self._tasks.discard)
 
 
-def ask_to_reload(settings: Settings, patience_s: float = PATIENCE_S) -> ReloadReport:
-    """Make the running server reload, and wait for its report. NotFound when none runs or none answers."""
-    folder = settings.data_dir
+def ask_to_reload(folder: Path, patience_s: float = PATIENCE_S) -> ReloadReport:
+    """Make the server that runs on this data folder reload, and wait for its report.
+
+    NotFound when none runs or none answers.
+    """
     pid = server_pid(folder)
     if pid is None:
         raise NotFound(f"{folder}: no server runs on this data folder, so there is nothing to reload")
     number = uuid.uuid4().hex
-    _write(folder / REQUEST_NAME, number.encode())
+    request = folder / REQUEST.replace("*", number)
+    report = folder / REPORT.replace("*", number)
+    request.touch(mode=0o600)
     try:
         os.kill(pid, signal.SIGHUP)
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            if report.exists():
+                return msgspec.json.decode(report.read_bytes(), type=ReloadReport)
+            time.sleep(POLL_S)
     except OSError as error:
         raise NotFound(f"the server (process {pid}) cannot be signalled: {error.strerror}") from error
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            report = msgspec.json.decode((folder / REPORT_NAME).read_bytes(), type=ReloadReport)
-            if report.request == number:
-                return report
-        time.sleep(POLL_S)
+    finally:
+        request.unlink(missing_ok=True)
+        report.unlink(missing_ok=True)
     raise NotFound(f"the server (process {pid}) did not report within {patience_s:g} seconds; see its log")
 
 
@@ -185,16 +208,12 @@ def _report(before: Iterable[ModelSpec], now: Iterable[ModelSpec], fixed: Iterab
     )
 
 
-def _asked_by(folder: Path) -> str:
-    """The number of the request that a command left, or "" where the signal came by itself."""
-    try:
-        return (folder / REQUEST_NAME).read_text(encoding="ascii")[:64]
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _write(path: Path, content: bytes) -> None:
-    """The whole file or the old one: readers never see a part."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    draft.replace(path)
+def _answer(requests: Iterable[Path], report: ReloadReport) -> None:
+    """Put the report in each request's place; whoever asked and left has taken the request away."""
+    content = msgspec.json.encode(report)
+    for request in requests:
+        draft = request.with_suffix(".draft")
+        with contextlib.suppress(OSError):
+            request.rename(draft)
+            draft.write_bytes(content)
+            draft.rename(request.with_suffix(".report"))

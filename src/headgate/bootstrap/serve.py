@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from msgspec import Struct
 from headgate import logs
 from headgate.bootstrap import administration
 from headgate.bootstrap.gateway import open_gateway
-from headgate.bootstrap.reloading import Reloading
+from headgate.bootstrap.reloading import Hangups, Reloading
 from headgate.config import ConfigError, Settings
 from headgate.core.errors import NotFound
 from headgate.core.money import NANO_PER_USD, NanoUSD
@@ -50,6 +51,8 @@ def serve(settings: Settings, *, host: str, port: int, demo: bool, read: Callabl
 
 
 async def _serve(settings: Settings, host: str, port: int, demo: bool, read: Callable[[], Settings]) -> None:
+    hangups = Hangups()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangups.signalled)
     with _listen(host, port) as listener:
         async with open_gateway(settings) as gateway:
             welcome = await asyncio.to_thread(_demo, settings) if demo else None
@@ -71,7 +74,8 @@ async def _serve(settings: Settings, host: str, port: int, demo: bool, read: Cal
             app = HeadgateApp(route_table(settings, gateway, public_url), settings.server.cors_origins)
             reloading = Reloading(gateway, settings, read)
             try:
-                await DrainingServer(app, gateway, on_ready, reloading.begin).serve(sockets=[listener])
+                hangups.lead_to(reloading.begin)
+                await DrainingServer(app, gateway, on_ready).serve(sockets=[listener])
             finally:
                 await reloading.aclose()
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from headgate.config import load
+from headgate.config import BUILT_IN, load
 
 
 def serve(
@@ -23,4 +23,7 @@ def serve(
     # Imported here: `headgate --help` and the short commands do not need a server.
     from headgate.bootstrap.serve import serve as run
 
-    run(load(config), host=host, port=port, demo=demo, read=partial(load, config))
+    settings = load(config)
+    # The file that was found, not another one or none that may be there later.
+    again = partial(load, Path(settings.source) if settings.source != BUILT_IN else None)
+    run(settings, host=host, port=port, demo=demo, read=again)

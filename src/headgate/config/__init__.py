@@ -4,7 +4,7 @@
 """
 
 from headgate.config.check_apps import check_apps
-from headgate.config.load import catalogue_path, data_dir, demo_model_path, load, read_document
+from headgate.config.load import BUILT_IN, catalogue_path, data_dir, demo_model_path, load, read_document
 from headgate.config.settings import (
     ACCOUNT_NAME,
     DEFAULT_APP,
@@ -35,6 +35,7 @@ from headgate.config.templates import template_of
 
 __all__ = [
     "ACCOUNT_NAME",
+    "BUILT_IN",
     "DEFAULT_APP",
     "MODEL_NAME",
     "Algorithm",

@@ -30,6 +30,9 @@ from headgate.config.settings import (
     Settings,
 )
 
+BUILT_IN = "built-in defaults"
+"""The source of settings without a file."""
+
 
 def load(config_file: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
     """Read the configuration. `config_file` None: ./headgate.toml if there is one, else built-in defaults.
@@ -41,7 +44,7 @@ def load(config_file: Path | None = None, environ: Mapping[str, str] | None = No
     if path is None and Path("headgate.toml").is_file():
         path = Path("headgate.toml")
     document = Document() if path is None else read_document(path)
-    source = "built-in defaults" if path is None else str(path)
+    source = BUILT_IN if path is None else str(path)
     _refuse_unbuilt(env)
     check = Checks(source)
     margins = check.margins(document.billing)

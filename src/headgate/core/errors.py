@@ -163,12 +163,13 @@ class LedgerUnavailable(GatewayError):
 
 class UpstreamError(GatewayError):
     """Something between us and the provider. `status` is the upstream's, where there was one; `usage` what it reported
-    all the same."""
+    all the same. Not `asked`: we knew better than to ask."""
 
     kind = "upstream_failed"
     code = "upstream_error"
     status: int | None = None
     usage: "Usage | None" = None
+    asked: bool = True
 
 
 class UpstreamFailed(UpstreamError):

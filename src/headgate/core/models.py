@@ -103,7 +103,7 @@ class Retired(Struct, frozen=True, kw_only=True):
 class Catalog:
     """Resolves model names. A name is a row's own, `provider/name`, or an alias (also `provider/alias`).
 
-    The names of retired models mean their successors. ValueError where a successor does not exist.
+    The names of retired models mean their successors. ValueError where a successor or fallback does not exist.
     """
 
     def __init__(self, models: Iterable[ModelSpec], retired: Iterable[Retired] = ()) -> None:
@@ -129,6 +129,10 @@ class Catalog:
         self._exact: Mapping[str, ModelSpec] = exact
         self._short: Mapping[str, list[ModelSpec]] = short
         self._replaced: Mapping[str, ModelSpec] = replaced
+        for model in self.models:
+            for name in model.fallbacks:
+                if exact.get(name) is None and _only(short.get(name)) is None and name not in replaced:
+                    raise ValueError(f"{model.name}: its fallback {name!r} is not one model of the catalogue")
 
     def resolve(self, name: str, *, param: str = "model") -> ModelSpec:
         """The row that `name` means. UnknownModel, or AmbiguousModel naming the candidates."""

@@ -76,7 +76,7 @@ class StreamedMessage:
         self._finished = False
         self._counts: Counts | None = Counts()
         self._uncounted = 0
-        self._given = False
+        self._given: Usage | None = None
 
     @property
     def whole(self) -> bool:
@@ -104,6 +104,8 @@ class StreamedMessage:
                 )
         if self.ended:
             batch += self.reported()
+        elif self._finished:  # not every client waits for the last word
+            batch += self._news()
         return batch
 
     def reported(self) -> list[Chunk]:
@@ -112,22 +114,10 @@ class StreamedMessage:
 
         Text that came after the last report of output is estimated: what was reported before it says nothing of it.
         """
-        usage = None if self._given else usage_of(self._counts)
-        self._given = True
-        if usage is None:
-            return []
-        if self._uncounted:
-            most = max(self._job.max_tokens, usage.completion_tokens)
-            guessed = usage.completion_tokens - (-self._uncounted // BYTES_PER_TOKEN)
-            usage = Usage(
-                prompt_tokens=usage.prompt_tokens,
-                completion_tokens=min(guessed, most),
-                cached_tokens=usage.cached_tokens,
-                source="estimate",
-            )
-        if self.failure is not None:
-            self.failure.usage = usage
-        return [Chunk(-1, usage=usage)]
+        news = self._news()
+        if self.failure is not None and self._given is not None:
+            self.failure.usage = self._given
+        return news
 
     def connection_ended(self) -> None:
         """Without `message_stop`: that will do after a reason to stop, and not otherwise."""
@@ -135,6 +125,26 @@ class StreamedMessage:
             self.ended = True
             if not self._finished:
                 self.failure = UpstreamFailed(f"The provider {self._provider} ended its answer too early.")
+
+    def _usage(self) -> Usage | None:
+        usage = usage_of(self._counts)
+        if usage is None or not self._uncounted:
+            return usage
+        most = max(self._job.max_tokens, usage.completion_tokens)
+        guessed = usage.completion_tokens - (-self._uncounted // BYTES_PER_TOKEN)
+        return Usage(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=min(guessed, most),
+            cached_tokens=usage.cached_tokens,
+            source="estimate",
+        )
+
+    def _news(self) -> list[Chunk]:
+        usage = self._usage()
+        if usage is None or usage == self._given:
+            return []
+        self._given = usage
+        return [Chunk(-1, usage=usage)]
 
     def _read(self, data: bytes) -> Event | None:
         """None for an event of a kind that was invented after this was written, whatever it holds."""

@@ -177,7 +177,7 @@ def _seen(message: Message) -> list[Text | Picture]:
 def _picture(image: Image) -> Picture:
     if image.detail == "low":
         raise InvalidRequest(
-            "This model looks at images in full detail only.",
+            "This model looks at images in full only: their detail must be auto or high.",
             param=image.param,
             code="unsupported_parameter",
             allowed="detail auto or high",

@@ -41,6 +41,7 @@ class StreamedAnswer:
         "_plain",
         "_provider",
         "_seen",
+        "_told",
         "_unfinished",
         "_usage",
         "ended",
@@ -69,6 +70,7 @@ class StreamedAnswer:
         self._unfinished = set(range(n))
         self._usage: Usage | None = None
         self._latest: Usage | None = None
+        self._told: Usage | None = None
 
     @property
     def whole(self) -> bool:
@@ -76,7 +78,8 @@ class StreamedAnswer:
         return not self._unfinished
 
     def take(self, events: Sequence[bytes]) -> list[Chunk]:
-        """The chunks in these events. The usage reported last comes with, or after, the end of the last choice."""
+        """The chunks in these events. The usage reported last comes with, or after, the end of the last choice; what
+        was reported until then comes as it is known."""
         batch: list[Chunk] = []
         n, seen, plain = self.n, self._seen, self._plain
         try:
@@ -112,17 +115,33 @@ class StreamedAnswer:
             self._fail(error)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             if self._unfinished:
-                self._fail(UpstreamFailed(f"The provider {self._provider} sent an event that cannot be read."))
+                self._fail(
+                    UpstreamFailed(f"The provider {self._provider} sent an event that cannot be read.")
+                )
             else:
                 self.ended = True  # nothing is missing
         if self.ended or not self._unfinished:
             batch += self.reported()
+        elif self._usage is not None and events:
+            self._tell(self._usage, batch, counts_all=answer.usage is not None)
         return batch
 
     def reported(self) -> list[Chunk]:
         """The usage that was reported and not given yet; of an answer that broke off it counts too."""
         usage, self._usage = self._usage, None
-        return [] if usage is None else [Chunk(-1, usage=usage)]
+        return [] if usage is None or usage == self._told else [Chunk(-1, usage=usage)]
+
+    def _tell(self, usage: Usage, batch: list[Chunk], *, counts_all: bool) -> None:
+        """What is known of the usage in the middle of an answer, should the client leave before its end."""
+        told = Usage(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            final=counts_all,
+        )
+        if told != self._told:
+            self._told = told
+            batch.append(Chunk(-1, usage=told))
 
     def connection_ended(self) -> None:
         """Without `[DONE]`: that will do when every choice is whole, and not otherwise."""

@@ -82,7 +82,7 @@ def from_report(provider: str, reported: object, key: str | None) -> UpstreamErr
         error = msgspec.convert(reported, _Reported)
     except msgspec.ValidationError:
         error = _Reported()
-    return _error(provider, _status(error), error.message, MIN_RETRY_AFTER, key)
+    return _error(provider, _status(error), error.message, None, key)
 
 
 def _status(error: _Reported) -> int:
@@ -95,7 +95,9 @@ def _status(error: _Reported) -> int:
     return code if code is not None and 400 <= code <= 599 else 500
 
 
-def _error(provider: str, status: int, words: str | None, retry_after: int, key: str | None) -> UpstreamError:
+def _error(
+    provider: str, status: int, words: str | None, retry_after: int | None, key: str | None
+) -> UpstreamError:
     error: UpstreamError
     match status:
         case 400 if words and _OUR_ACCOUNT.search(words):
@@ -138,12 +140,14 @@ def _safe(words: str | None, key: str | None) -> str:
     return words if len(words) <= MAX_MESSAGE else words[: MAX_MESSAGE - 1] + "…"
 
 
-def _retry_after(headers: Mapping[str, str], clock: Callable[[], float]) -> int:
-    """How long to wait, in whole seconds, kept within what clients accept."""
+def _retry_after(headers: Mapping[str, str], clock: Callable[[], float]) -> int | None:
+    """How long to wait, in whole seconds, kept within what clients accept; None where it does not say."""
     seconds = _seconds(headers.get("Retry-After"), clock)
     if seconds is None:
         milliseconds = _number(headers.get("retry-after-ms"))  # OpenAI's, and Azure's
-        seconds = 0 if milliseconds is None else milliseconds / 1000
+        if milliseconds is None:
+            return None
+        seconds = milliseconds / 1000
     return math.ceil(min(max(seconds, MIN_RETRY_AFTER), MAX_RETRY_AFTER))
 
 

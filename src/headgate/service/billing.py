@@ -13,7 +13,7 @@ from msgspec import structs
 
 from headgate.core.accounts import Hold, Settlement, UsageRow
 from headgate.core.completion import Charge, Usage
-from headgate.core.errors import GatewayError, InternalError, LedgerUnavailable
+from headgate.core.errors import GatewayError, InsufficientFunds, InternalError, LedgerUnavailable
 from headgate.core.money import FemtoUSD, NanoUSD, cost_of, platform_share, price_of
 from headgate.core.ports import Clock, Ledger
 from headgate.service.ids import Ids
@@ -69,6 +69,12 @@ class Billing:
             raise
         return hold
 
+    async def check_funds(self, plan: Plan) -> None:
+        """Refuse early what the hold would refuse, before more is done for it. InsufficientFunds."""
+        balance = await self.ledger.balance(plan.principal.account)
+        if balance is not None and balance.available < plan.ceiling:
+            raise InsufficientFunds(plan.ceiling, balance.available)
+
     @property
     def unclosed(self) -> int:
         """Holds that are being closed in the background."""
@@ -87,7 +93,8 @@ class Billing:
             charge = self._charge(model, kept=kept)
             charges.append(charge)
             error = model.failure.kind if model.failure is not None else reason
-            row = self._row(plan, model.planned, charge=charge, error=error)
+            gave_nothing = model.failure is not None and not kept
+            row = self._row(plan, model.first if gave_nothing else model.planned, charge=charge, error=error)
             failed = model.failed_cost(charged=kept)
             if failed or model.attempts:
                 row = structs.replace(row, attempts=model.attempts, failed_cost=cost_of(failed))

@@ -6,7 +6,7 @@ after a pause one call may try it, which closes the circuit or opens it again fo
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from msgspec import Struct
@@ -49,6 +49,7 @@ class Circuit:
         "_open_until",
         "_opened",
         "_outcomes",
+        "_probes",
         "_probing",
         "_reason",
         "_rules",
@@ -67,6 +68,7 @@ class Circuit:
         self._open_until = 0.0
         self._doublings = 0
         self._probing = False
+        self._probes = 0
         self._cool_until = 0.0
         self._reason = ""
 
@@ -80,52 +82,78 @@ class Circuit:
         if self.is_quiet:
             return None
         now = self._clock.monotonic()
+        error: UpstreamError | None = None
         if now < self._cool_until:
-            return UpstreamRateLimited(
+            error = UpstreamRateLimited(
                 f"The provider {self.provider} asks for fewer requests.",
                 retry_after=_seconds(self._cool_until - now),
             )
-        if self._opened and (now < self._open_until or self._probing):
-            return UpstreamUnavailable(
+        elif self._opened and (now < self._open_until or self._probing):
+            error = UpstreamUnavailable(
                 f"The provider {self.provider} fails at present ({self._reason}) and is left alone for a while.",
                 retry_after=_seconds(self._open_until - now),
             )
-        return None
+        if error is not None:
+            error.asked = False
+        return error
 
-    def begin(self) -> None:
-        """A call goes out. To an open circuit whose pause is over it is the one that tries."""
+    def begin(self) -> int:
+        """A call goes out; its outcome is told with the number returned. While open, it is the one that tries."""
         if self._opened:
+            self._probes += 1
             self._probing = True
+        return self._probes if self._opened else 0
 
-    def succeeded(self) -> None:
-        self._failures = 0
-        self._outcomes.append(True)
+    def heard(self, call: int) -> None:
+        """The deployment answers, whatever becomes of the rest: a long stream need not end first."""
         if self._opened:
-            self._opened = self._probing = False
-            self._doublings = 0
-            self._outcomes.clear()
+            if self._is_probe(call):
+                self._close()
+            return
+        self._failures = 0
         if self._cool_until and self._clock.monotonic() >= self._cool_until:
             self._cool_until = 0.0
 
-    def failed(self, error: GatewayError) -> None:
-        """Count what says something about the deployment; a request that it rejects does not."""
+    def succeeded(self, call: int) -> None:
+        self.heard(call)
+        if not self._opened:
+            self._outcomes.append(True)
+
+    def failed(self, call: int, error: GatewayError, *, counts: bool = True) -> None:
+        """Count what says something about the deployment; one that refuses a request is alive.
+
+        `counts` False: the request has been counted already; it says no more by failing again.
+        """
         if not self._rules.breaker_failures:
             return
         if isinstance(error, UpstreamRateLimited):
-            self._cool_until = self._clock.monotonic() + (error.retry_after or 1)
-            self.abandoned()
-            return
-        if not _speaks_of_the_deployment(error):
-            self.abandoned()
-            return
-        self._failures += 1
-        self._outcomes.append(False)
-        if self._probing or (not self._opened and self._must_open()):
-            self._open(error)
+            if error.retry_after is not None:
+                self._cool_until = max(self._cool_until, self._clock.monotonic() + error.retry_after)
+            self.abandoned(call)
+        elif not _speaks_of_the_deployment(error):
+            self.heard(call) if isinstance(error, UpstreamError) else self.abandoned(call)
+        elif self._opened:
+            if self._is_probe(call):
+                self._open(error)
+        elif counts:
+            self._failures += 1
+            self._outcomes.append(False)
+            if self._must_open():
+                self._open(error)
 
-    def abandoned(self) -> None:
+    def abandoned(self, call: int) -> None:
         """The call ended without a word about the deployment: the client left, or asked for something wrong."""
-        self._probing = False
+        if self._is_probe(call):
+            self._probing = False
+
+    def _is_probe(self, call: int) -> bool:
+        """Whether it is the one that tries: calls from before the circuit opened say nothing about now."""
+        return self._opened and self._probing and call == self._probes
+
+    def _close(self) -> None:
+        self._opened = self._probing = False
+        self._failures = self._doublings = 0
+        self._outcomes.clear()
 
     def status(self) -> CircuitStatus:
         now = self._clock.monotonic()
@@ -174,6 +202,11 @@ class Circuits:
         if circuit is None:
             circuit = self._circuits[key] = Circuit(*key, self._rules, self.clock)
         return circuit
+
+    def keep(self, deployments: Iterable[ModelSpec]) -> None:
+        """Forget all others: they are gone, or somewhere else now."""
+        kept = {(spec.provider, spec.upstream_name) for spec in deployments}
+        self._circuits = {key: circuit for key, circuit in self._circuits.items() if key in kept}
 
     def __iter__(self) -> Iterator[CircuitStatus]:
         return iter([circuit.status() for circuit in self._circuits.values()])

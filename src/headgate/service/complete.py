@@ -108,10 +108,14 @@ class Completions:
         plan = await self._planner.plan(request, principal)
         running.limit_headers = self._limits.admit(principal, plan.token_ceiling)
         try:
+            if request.looks:
+                await self._billing.check_funds(plan)
+                plan = await self._planner.with_images(plan)
             hold = await self._billing.hold(plan)
         except BaseException:
             self._limits.used(principal, plan.token_ceiling, 0)
             raise
+        running.admitted = True
         meter = Meter(plan.models)
         _name_servers(running, meter)
         self._metered[id(meter)] = (plan, meter, hold)
@@ -159,6 +163,7 @@ class Completions:
             model.failure = error
             if not plan.request.partial_failure:
                 raise
+            _name_servers(running, meter)
             if isinstance(running, RunningStream):
                 await running.put([_failed_chunk(model, error)])
         finally:
@@ -169,34 +174,33 @@ class Completions:
 
         Raises the first failure: the others are of models that the client did not name.
         """
-        try:
-            await self._call_jobs(plan, model, running)
-        except GatewayError as error:
-            first = error
-        else:
-            return
-        for alternative in model.planned.alternatives:
-            if not moves_on(first) or (plan.request.stream and model.produced):
-                break
-            log.warning(
-                "falling back",
-                request_id=plan.request.request_id,
-                model=alternative.spec.name,
-                provider=alternative.spec.provider,
-                kind=first.kind,
-            )
-            self._metrics.fallback(model.planned.spec, alternative.spec)
-            model.switch(alternative)
-            _name_servers(running, meter)
+        first: GatewayError | None = None
+        for planned in (model.first, *model.first.alternatives):
+            if first is not None:
+                if not self._may_move_on(first, model, plan):
+                    break
+                self._metrics.fallback(model.planned.spec, planned.spec)
+                log.warning(
+                    "falling back",
+                    request_id=plan.request.request_id,
+                    model=planned.spec.name,
+                    provider=planned.spec.provider,
+                    kind=first.kind,
+                )
+                model.switch(planned)
+                _name_servers(running, meter)
             try:
                 await self._call_jobs(plan, model, running)
             except GatewayError as error:
-                log.warning("fallback failed", request_id=plan.request.request_id, kind=error.kind)
-                if not moves_on(error):
-                    raise
+                first = first or error
             else:
                 return
-        raise first
+        if first is not None:
+            raise first
+
+    def _may_move_on(self, failure: GatewayError, model: ModelMeter, plan: Plan) -> bool:
+        """Not where the request is at fault, nor once output has left or time is up."""
+        return moves_on(failure) and not model.handed_on and self._router.seconds_left(plan.deadline) > 0
 
     async def _call_jobs(self, plan: Plan, model: ModelMeter, running: Running) -> None:
         if len(model.jobs) == 1:
@@ -212,7 +216,7 @@ class Completions:
             meter,
             partial(self._ask, plan, model.planned.provider, meter, running),
             patient=model.planned.patient,
-            streams=plan.request.stream,
+            last=model.planned.last,
         )
 
     async def _ask(self, plan: Plan, provider: Provider, meter: JobMeter, running: Running) -> None:
@@ -226,13 +230,17 @@ class Completions:
             meter.complete(completion)
 
     async def _hand_on(self, batch: Sequence[Chunk], meter: JobMeter, running: Running) -> None:
+        if batch and not meter.heard:
+            meter.heard = True
+            self._router.answers(meter)
         meter.add(batch)
         if batch and (batch[0].index < 0 or batch[-1].index < 0):
             # Usage is for the meter: it must not be what opens the client's stream.
             batch = [chunk for chunk in batch if chunk.index >= 0]
         if running.first_output_at is None and batch:
             running.first_output_at = self._clock.monotonic()
-        if isinstance(running, RunningStream):
+        if isinstance(running, RunningStream) and batch:
+            meter.handed_on = True
             first = meter.planned.job.first_index
             await running.put([_placed(chunk, first) for chunk in batch] if first else batch)
 
@@ -369,11 +377,12 @@ def _placed(chunk: Chunk, first: int) -> Chunk:
 
 def _name_servers(running: Running, meter: Meter) -> None:
     """What serves each model, and under which name, for the headers and chunks of a stream that begins now."""
-    served = [model.planned for model in meter.models]
     running.providers = ", ".join(
-        dict.fromkeys(planned.spec.provider for planned in served if planned.failure is None)
+        dict.fromkeys(model.planned.spec.provider for model in meter.models if model.failure is None)
     )
-    running.served[:] = [planned.shown for planned in served]
+    running.served[:] = [
+        model.planned.shown if model.failure is None else model.planned.requested for model in meter.models
+    ]
 
 
 def _tokens(bill: Bill) -> int:

@@ -93,6 +93,8 @@ def check_mapping(request: CompletionRequest, spec: ModelSpec) -> None:
             raise _cannot("best_of", spec, "gives no log probabilities to choose by")
     shape = shape_for(request, spec)
     if shape == "completion":
+        if request.looks:
+            raise _cannot(_first_image(request), spec, "only completes text")
         if request.response_format is not None and not spec.constrains:
             raise _cannot("response_format", spec, "only completes text")
         if request.messages is not None and spec.template is not None:

@@ -26,7 +26,11 @@ from headgate.service.plan import PlannedJob, PlannedModel
 
 
 class JobMeter:
-    """Counts one call. Lives on the event loop; `add` is the hot path of every stream."""
+    """Counts one call. Lives on the event loop; `add` is the hot path of every stream.
+
+    `handed_on`: something of it has left for the client. `heard`: the provider has begun to answer. `call` is the
+    attempt's number at its circuit, `counted` are the deployments whose failure this request was counted for.
+    """
 
     __slots__ = (
         "_bytes",
@@ -39,14 +43,21 @@ class JobMeter:
         "_tokens_known",
         "_usage",
         "attempts",
+        "call",
+        "counted",
         "dirty",
         "failed_cost",
+        "handed_on",
+        "heard",
         "planned",
         "sent",
     )
 
-    def __init__(self, planned: PlannedJob) -> None:
+    def __init__(self, planned: PlannedJob, counted: set[tuple[str, str]] | None = None) -> None:
         self.planned = planned
+        self.counted = set() if counted is None else counted
+        self.call = 0
+        self.handed_on = False
         self.attempts = 0
         self.failed_cost = 0
         self.dirty = False
@@ -55,6 +66,7 @@ class JobMeter:
     def _begin(self) -> None:
         planned = self.planned
         self.sent = False
+        self.heard = False
         self._pieces: list[list[str]] = [[] for _ in range(planned.job.n)]
         self._bytes = [0] * planned.job.n
         self._finish: list[FinishReason | None] = [None] * planned.job.n
@@ -210,15 +222,16 @@ class _Call:
 class ModelMeter:
     """Sums the calls of one requested model. `failure` is why it gave nothing, or not all.
 
-    `planned` is what serves it: the first of its alternatives, until that fails. `hold` is its part of the hold.
+    `planned` is what serves it: `first`, until that fails, then its alternatives. `hold` is its part of the hold.
     """
 
     def __init__(self, planned: PlannedModel) -> None:
-        self.planned = planned
+        self.planned = self.first = planned
         self.hold = planned.ceiling
+        self._counted: set[tuple[str, str]] = set()
         self._past_attempts = 0
         self._past_cost = 0
-        self.jobs = [JobMeter(job) for job in planned.jobs]
+        self.jobs = [JobMeter(job, self._counted) for job in planned.jobs]
         self.failure: GatewayError | None = planned.failure
         self.elapsed_s = 0.0
 
@@ -227,7 +240,12 @@ class ModelMeter:
         self._past_attempts = self.attempts
         self._past_cost += sum(job.failed_cost + job.reported_cost for job in self.jobs)
         self.planned = planned
-        self.jobs = [JobMeter(job) for job in planned.jobs]
+        self.jobs = [JobMeter(job, self._counted) for job in planned.jobs]
+
+    @property
+    def handed_on(self) -> bool:
+        """True once something of it has left for the client."""
+        return any(job.handed_on for job in self.jobs)
 
     @property
     def attempts(self) -> int:

@@ -31,7 +31,8 @@ class PlannedModel(Struct, frozen=True, kw_only=True):
 
     `failure`: it cannot be called, but the request goes on without it. `shown`: what the answer calls it. `patient`:
     a call that fails is repeated here, there being no other deployment to go to. `alternatives` are tried in order when
-    it fails: further deployments, then fallbacks; the `ceiling` covers the dearest of them all.
+    it fails: further deployments, then fallbacks; the `ceiling` covers the dearest of them all. `last`: nothing comes
+    after it.
     """
 
     requested: str
@@ -43,12 +44,14 @@ class PlannedModel(Struct, frozen=True, kw_only=True):
     jobs: tuple[PlannedJob, ...] = ()
     ceiling: NanoUSD = NanoUSD(0)
     patient: bool = True
+    last: bool = True
     alternatives: tuple["PlannedModel", ...] = ()
     failure: GatewayError | None = None
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """What will be done. `ceiling` is the greatest possible price, `token_ceiling` the most tokens."""
+    """What will be done. `ceiling` is the greatest possible price, `token_ceiling` the most tokens, `deadline` when all
+    of it must be over, in monotonic seconds."""
 
     request: CompletionRequest
     principal: Principal
@@ -56,6 +59,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     developer: Developer | None
     ceiling: NanoUSD
     token_ceiling: int
+    deadline: float | None = None
 
 
 def check_scores(planned: Sequence[PlannedJob]) -> None:

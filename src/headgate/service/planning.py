@@ -3,15 +3,17 @@
 Everything that can be refused without calling a model for text is refused here.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Mapping
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from headgate.core.accounts import Developer, Principal
 from headgate.core.completion import CompletionRequest, Prompt
 from headgate.core.errors import GatewayError, InvalidRequest, ModelUnavailable
-from headgate.core.models import Catalog, ModelSpec
+from headgate.core.models import ModelSpec
 from headgate.core.money import FemtoUSD, NanoUSD, price_of
 from headgate.service.fanout import jobs_for
 from headgate.service.mapping import check_mapping
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from headgate.service.images import Images
 
 MAX_USER = 512
+FALLBACK_COUNT_S = 0.5
+"""How long a fallback's prompt may take to be counted; else its bytes are what the hold goes by."""
 
 
 class Planner:
@@ -52,14 +56,12 @@ class Planner:
         for spec in specs:
             check_fields(request, spec)
             check_entry(request, spec)
-        if request.looks and self._images is not None:
-            keep_urls = all(_passes_urls(one, served.catalog) for one in specs)
-            request = await self._images.load(request, principal, keep_urls=keep_urls)
         deadline = self._router.deadline()
         models: list[PlannedModel] = []
         first_index = 0
         for requested, spec in zip(request.models, specs, strict=True):
-            model = await _Entries(self, served, request, requested, first_index, deadline).plan(spec)
+            entries = _Entries(self._router, self._margins, served, request, requested, first_index, deadline)
+            model = await entries.plan(spec)
             first_index += request.n * len(request.prompts or (None,))
             models.append(model)
         failures = [model.failure for model in models if model.failure is not None]
@@ -74,7 +76,21 @@ class Planner:
             token_ceiling=sum(
                 max(_tokens(planned) for planned in (model, *model.alternatives)) for model in models
             ),
+            deadline=deadline,
         )
+
+    async def with_images(self, plan: Plan) -> Plan:
+        """The plan with images that are there, where they were only named.
+
+        After everything else that can be refused: fetching costs time and traffic. InvalidRequest.
+        """
+        if self._images is None:
+            return plan
+        everyone = [one for model in plan.models for one in (model, *model.alternatives)]
+        keep_urls = all(one.spec.image_urls == "pass" for one in everyone)
+        request = await self._images.load(plan.request, plan.principal, keep_urls=keep_urls)
+        models = [await _seeing(model, request) for model in plan.models]
+        return msgspec.structs.replace(plan, request=request, models=tuple(models))
 
     def _developer(self, request: CompletionRequest) -> Developer | None:
         if request.developer_id is None:
@@ -94,15 +110,16 @@ class _Entries:
 
     def __init__(
         self,
-        planner: Planner,
+        router: Router,
+        margins: MarginRules,
         served: Served,
         request: CompletionRequest,
         requested: str,
         first_index: int,
         deadline: float,
     ) -> None:
-        self._router = planner._router
-        self._margins = planner._margins
+        self._router = router
+        self._margins = margins
         self._served = served
         self._request = request
         self._requested = requested
@@ -114,17 +131,30 @@ class _Entries:
 
         Raises the requested model's own failure when there is none, unless the others go on without it.
         """
-        planned, failure = await self._entry(spec)
-        for name in spec.fallbacks:
-            planned += (await self._fallback(name)) if failure is None or moves_on(failure) else ()
+        pinned = self._requested.startswith(f"{spec.provider}/")
+        planned, failure = await self._entry(spec, pinned=pinned)
+        if not pinned and (failure is None or moves_on(failure)):
+            for name in spec.fallbacks:
+                planned += await self._fallback(name)
         if failure is not None and not planned:
+            if isinstance(failure, ModelUnavailable):
+                failure = self._explained(failure)
             if isinstance(failure, InvalidRequest) or not self._request.partial_failure:
                 raise failure
             return self._planned(spec, spec, failure=failure)
         if len(planned) == 1:
             return planned[0]
+        *before, last = planned
+        first, *others = (*(msgspec.structs.replace(one, last=False) for one in before), last)
         ceiling = NanoUSD(max(one.ceiling for one in planned))
-        return msgspec.structs.replace(planned[0], alternatives=planned[1:], ceiling=ceiling)
+        return msgspec.structs.replace(first, alternatives=tuple(others), ceiling=ceiling)
+
+    def _explained(self, failure: ModelUnavailable) -> ModelUnavailable:
+        return ModelUnavailable(
+            f"The model {self._requested!r} is not available: {failure.message}. "
+            f"Models that work now: {self._served.callable_models()}.",
+            param="model",
+        )
 
     async def _fallback(self, name: str) -> tuple[PlannedModel, ...]:
         """What a fallback can do for this request: nothing, where it cannot honour it."""
@@ -134,39 +164,49 @@ class _Entries:
             check_entry(self._request, spec)
         except InvalidRequest:
             return ()
-        planned, _ = await self._entry(spec)
+        planned, _ = await self._entry(spec, hurried=True)
         return planned
 
-    async def _entry(self, spec: ModelSpec) -> tuple[tuple[PlannedModel, ...], GatewayError | None]:
-        """The entry's deployments that can be called, in the order to try them; else why there is none."""
+    async def _entry(
+        self, spec: ModelSpec, *, pinned: bool = False, hurried: bool = False
+    ) -> tuple[tuple[PlannedModel, ...], GatewayError | None]:
+        """The entry's deployments that can be called, in the order to try them; else why there is none.
+
+        `pinned`: at its own provider only. All but the last one that is not at rest are asked once.
+        """
         planned: list[PlannedModel] = []
         failure: GatewayError | None = None
         for deployment in self._router.order(spec):
+            if pinned and deployment.provider != spec.provider:
+                continue
             try:
                 if spec.deployments:
                     check_mapping(self._request, deployment)
-                planned.append(await self._deployment(spec, deployment))
+                planned.append(await self._deployment(spec, deployment, hurried=hurried))
             except GatewayError as error:
-                failure = failure or error
+                if failure is None or (moves_on(error) and not moves_on(failure)):
+                    failure = error
         if len(planned) > 1:
-            planned[:-1] = [msgspec.structs.replace(one, patient=False) for one in planned[:-1]]
+            awake = [one for one in planned if not self._router.rests(one.spec)] or planned
+            planned = [
+                one if one is awake[-1] else msgspec.structs.replace(one, patient=False) for one in planned
+            ]
         return tuple(planned), failure if not planned else None
 
-    async def _deployment(self, entry: ModelSpec, spec: ModelSpec) -> PlannedModel:
+    async def _deployment(self, entry: ModelSpec, spec: ModelSpec, *, hurried: bool) -> PlannedModel:
         request = self._request
         provider = self._served.providers[spec.provider]
         reason = provider.unavailable(spec)
         if reason is not None:
-            raise ModelUnavailable(
-                f"The model {self._requested!r} is not available: {reason}. "
-                f"Models that work now: {self._served.callable_models()}.",
-                param="model",
-            )
+            raise ModelUnavailable(reason, param="model")
         planned: list[PlannedJob] = []
         counted: dict[Prompt | None, int | None] = {}
         for job in jobs_for(request, spec, self._first_index):
-            if job.prompt not in counted:
-                counted[job.prompt] = await provider.count_prompt(job)
+            if request.looks:
+                counted[job.prompt] = None  # once its images are there
+            elif job.prompt not in counted:
+                counting = provider.count_prompt(job)
+                counted[job.prompt] = await (_soon(counting) if hurried else counting)
             planned.append(bounded(request, job, counted[job.prompt], self._deadline))
         check_scores(planned)
         return self._planned(entry, spec, jobs=tuple(planned))
@@ -207,12 +247,35 @@ def check_entry(request: CompletionRequest, spec: ModelSpec) -> None:
         raise refusal
 
 
-def _passes_urls(spec: ModelSpec, catalog: Catalog) -> bool:
-    """Whether all that may serve the model fetch images by themselves."""
-    entries = (spec, *map(catalog.resolve, spec.fallbacks))
-    return all(
-        one.image_urls == "pass" for entry in entries for one in (entry.deployments or (entry,)) if one.vision
+async def _soon(counting: Coroutine[Any, Any, int | None]) -> int | None:
+    """The count, or None where it takes too long: what may stand in must not hold up what is asked first."""
+    task = asyncio.ensure_future(counting)
+    try:
+        await asyncio.wait((task,), timeout=FALLBACK_COUNT_S)
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
+
+
+async def _seeing(model: PlannedModel, request: CompletionRequest) -> PlannedModel:
+    """The planned model with the request's images, without alternatives that cannot take those."""
+    alternatives = []
+    for alternative in model.alternatives:
+        with contextlib.suppress(InvalidRequest):
+            alternatives.append(await _with_messages(alternative, request))
+    seeing = await _with_messages(model, request) if model.failure is None else model
+    return msgspec.structs.replace(
+        seeing, alternatives=tuple(alternatives), last=seeing.last or not alternatives
     )
+
+
+async def _with_messages(model: PlannedModel, request: CompletionRequest) -> PlannedModel:
+    jobs = []
+    for planned in model.jobs:
+        job = msgspec.structs.replace(planned.job, messages=request.messages)
+        await model.provider.count_prompt(job)  # refuses what its format cannot show
+        jobs.append(msgspec.structs.replace(planned, job=job))
+    return msgspec.structs.replace(model, jobs=tuple(jobs))
 
 
 def _tokens(planned: PlannedModel) -> int:

@@ -55,40 +55,61 @@ class Router:
         if not spec.deployments:
             return (spec,)
         drawn = sorted(spec.deployments, key=lambda one: self._chance.expovariate(one.weight))
-        return tuple(sorted(drawn, key=lambda one: self.circuits.of(one).refusal() is not None))
+        return tuple(sorted(drawn, key=self.rests))
+
+    def rests(self, spec: ModelSpec) -> bool:
+        """Whether the deployment must not be asked now."""
+        return self.circuits.of(spec).refusal() is not None
 
     async def call(
-        self, meter: JobMeter, ask: Callable[[], Awaitable[None]], *, patient: bool, streams: bool
+        self, meter: JobMeter, ask: Callable[[], Awaitable[None]], *, patient: bool, last: bool
     ) -> None:
         """Ask for one job; where `patient`, again after failures that pass.
 
-        `streams`: what the meter has produced has left for the client, so there is no asking again.
+        `last`: there is nowhere else to go, so a circuit's refusal is waited for too.
         """
         try:
             await self._attempt(meter, ask)
             return
-        except (UpstreamError, Overloaded) as error:
-            if not (patient and self.rules.retries) or not self._again(error, meter, streams=streams):
+        except UpstreamError as error:
+            pause = self._pause(error, meter, 1, last=last) if patient else None
+            if pause is None:
                 raise
-            failure: GatewayError | None = error
+            failure: UpstreamError | None = error
+            # Now, not after the pause: a client that leaves meanwhile owes nothing for it.
+            meter.restart()
 
-        def pause(error: Exception) -> bool | float:
-            return isinstance(error, UpstreamError) and self._again(error, meter, streams=streams)
+        def again(error: Exception) -> bool | float:
+            nonlocal failure, pause
+            if failure is not None and pause is not None:
+                failure = None
+                return pause
+            pause = (
+                self._pause(error, meter, attempt.num, last=last)
+                if isinstance(error, UpstreamError)
+                else None
+            )
+            if pause is None:
+                return False
+            meter.restart()
+            return pause
 
-        async for attempt in stamina.retry_context(
-            on=pause,
-            attempts=self.rules.retries + 1,
-            timeout=self._left(meter),
-            wait_initial=self.rules.retry_wait_s,
-            wait_max=self.rules.retry_max_wait_s,
-            wait_jitter=self.rules.retry_wait_s,
-        ):
+        async for attempt in stamina.retry_context(on=again, attempts=self.rules.retries + 1, timeout=None):
             with attempt:
                 if failure is not None:  # the first attempt was the one above
-                    first, failure = failure, None
-                    raise first
-                meter.restart()
+                    raise failure
                 await self._attempt(meter, ask)
+
+    def answers(self, meter: JobMeter) -> None:
+        """The deployment has begun to answer."""
+        spec = meter.planned.job.model
+        if spec.file is None:
+            self.circuits.of(spec).heard(meter.call)
+
+    def seconds_left(self, deadline: float | None) -> float:
+        if deadline is None:
+            return self.rules.deadline_s
+        return max(0.0, deadline - self.circuits.clock.monotonic())
 
     async def _attempt(self, meter: JobMeter, ask: Callable[[], Awaitable[None]]) -> None:
         spec = meter.planned.job.model
@@ -99,13 +120,18 @@ class Router:
         refusal = circuit.refusal()
         if refusal is not None:
             raise refusal
-        circuit.begin()
+        call = meter.call = circuit.begin()
         meter.attempts += 1
         try:
             await ask()
         except UpstreamError as error:
-            circuit.failed(error)
             meter.failed(error)
+            if self._is_ours(error, meter):
+                circuit.abandoned(call)
+            else:
+                key = (spec.provider, spec.upstream_name)
+                circuit.failed(call, error, counts=key not in meter.counted)
+                meter.counted.add(key)
             self.metrics.failed_attempt(spec, error)
             log.warning(
                 "attempt failed",
@@ -117,24 +143,30 @@ class Router:
             )
             raise
         except BaseException:
-            circuit.abandoned()
+            circuit.abandoned(call)
             raise
-        circuit.succeeded()
+        circuit.succeeded(call)
 
-    def _again(self, error: GatewayError, meter: JobMeter, *, streams: bool) -> bool | float:
-        """Whether to ask once more, and after how many seconds where the upstream has said so."""
-        if (streams and meter.produced) or not is_passing(error, sent=meter.sent):
+    def _is_ours(self, error: UpstreamError, meter: JobMeter) -> bool:
+        """A time-out that we set, not the upstream: the request's deadline, or the end of an answer long under way."""
+        if not isinstance(error, UpstreamTimeout) or error.status is not None:
             return False
-        if not isinstance(error, UpstreamRateLimited | UpstreamUnavailable) or error.retry_after is None:
-            return True
-        wait = error.retry_after + self._chance.random() * self.rules.retry_wait_s
-        return wait if wait <= min(self.rules.retry_max_wait_s, self._left(meter)) else False
+        return meter.handed_on or not self.seconds_left(meter.planned.job.deadline)
 
-    def _left(self, meter: JobMeter) -> float:
-        deadline = meter.planned.job.deadline
-        if deadline is None:
-            return self.rules.deadline_s
-        return max(0.0, deadline - self.circuits.clock.monotonic())
+    def _pause(self, error: UpstreamError, meter: JobMeter, attempt: int, *, last: bool) -> float | None:
+        """Seconds until the call is repeated; None where it is not: nothing is begun that cannot end in time."""
+        if attempt > self.rules.retries or meter.handed_on or not is_passing(error, sent=meter.sent):
+            return None
+        if not error.asked and not last:
+            return None
+        first, most, wait = self.rules.retry_wait_s, self.rules.retry_max_wait_s, error.retry_after
+        if wait is None:
+            pause = min(first * 2 ** (attempt - 1), most) * (0.5 + self._chance.random())
+        elif wait <= most:
+            pause = wait + self._chance.random() * max(first, wait / 4)  # not all at once when it is over
+        else:
+            return None
+        return pause if pause < self.seconds_left(meter.planned.job.deadline) else None
 
 
 def is_passing(error: GatewayError, *, sent: bool) -> bool:

@@ -19,7 +19,10 @@ BUFFER_CHUNKS = 1024
 
 
 class Running:
-    """One request under way. `stop` may be called at any time, from anywhere on the loop."""
+    """One request under way. `stop` may be called at any time, from anywhere on the loop.
+
+    `admitted`: nothing that the client did can be refused any more.
+    """
 
     def __init__(
         self, *, dialect: str, stream_id: str, account: str, app: str | None, user: str | None
@@ -33,6 +36,7 @@ class Running:
         self.settled = asyncio.Event()
         self.started_at = 0.0
         self.first_output_at: float | None = None
+        self.admitted = False
         self.providers = ""
         self.served: list[str] = []
         self.limit_headers: tuple[tuple[str, str], ...] = ()

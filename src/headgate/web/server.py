@@ -24,15 +24,9 @@ CLOSE_SECONDS = 2
 
 
 class DrainingServer(uvicorn.Server):
-    """Serves one gateway until SIGTERM or SIGINT; a second signal ends the drain at once. SIGHUP calls `on_hangup`."""
+    """Serves one gateway until SIGTERM or SIGINT; a second signal ends the drain at once."""
 
-    def __init__(
-        self,
-        app: HeadgateApp,
-        gateway: Gateway,
-        on_ready: Callable[[str], None],
-        on_hangup: Callable[[], None],
-    ) -> None:
+    def __init__(self, app: HeadgateApp, gateway: Gateway, on_ready: Callable[[str], None]) -> None:
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -48,7 +42,6 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._gateway = gateway
         self._on_ready = on_ready
-        self._on_hangup = on_hangup
         self._drain: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
@@ -56,11 +49,10 @@ class DrainingServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
     async def startup(self, sockets: Any = None) -> None:

@@ -1,7 +1,7 @@
 """A stream on its way out.
 
-The first chunk is awaited before 200 is sent, so refusals keep their real status. After `first_chunk_wait` the
-headers go out anyway, and what fails later is an event in the dialect's form. What arrived together leaves in one
+The first chunk is awaited before 200 is sent, so refusals keep their real status. `first_chunk_wait` after the request
+was admitted the headers go out anyway, and what fails later is an event in the dialect's form. What arrived together leaves in one
 write. A client that does not read for `write_timeout` is taken for gone.
 """
 
@@ -80,6 +80,10 @@ class _Out:
         # Models that fail before any output wait here: should all of them fail, the refusal keeps its status.
         failed: list[Chunk] = []
         while True:
+            if not (self._started or self._running.admitted):
+                begin_by = (
+                    clock() + self._times.first_chunk_wait
+                )  # looking at a request is no part of that wait
             wait = self._times.ping_interval if self._started else max(0.0, begin_by - clock())
             try:
                 item = await self._running.next(wait)
@@ -91,6 +95,8 @@ class _Out:
             if isinstance(item, StreamEnd):
                 await self._end(item)
                 return
+            if item is None and not (self._started or self._running.admitted):
+                continue
             if item is None:
                 waiting = self._dialect.ping if self._started else b""
                 await self._write(self._renderer.chunks(failed) if failed and not self._started else waiting)

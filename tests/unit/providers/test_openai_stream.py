@@ -1,6 +1,7 @@
 """A streamed answer, event by event."""
 
 import pytest
+from msgspec.structs import replace
 
 from headgate.core.completion import Chunk, Usage
 from headgate.core.errors import UpstreamFailed, UpstreamRateLimited
@@ -30,12 +31,26 @@ def test_text_and_finish_reason_may_come_in_one_event() -> None:
     assert answer.whole
 
 
-def test_usage_riding_on_text_is_given_at_the_end_and_the_last_one_wins() -> None:
+def test_usage_riding_on_text_is_given_as_it_comes_and_the_last_one_wins() -> None:
     answer = StreamedAnswer("acme", 1, None)
     riding = b'{"choices":[{"index":0,"text":"a"}],"usage":{"prompt_tokens":3,"completion_tokens":%d}}'
-    assert answer.take([riding % 1, riding % 2]) == [Chunk(0, "a"), Chunk(0, "a")]
+    assert answer.take([riding % 1, riding % 2]) == [
+        Chunk(0, "a"),
+        Chunk(0, "a"),
+        Chunk(-1, usage=usage(3, 2)),
+    ]
+    assert answer.take([]) == []
     assert answer.take([FINISH, riding % 3, b"[DONE]"])[-1] == Chunk(-1, usage=usage(3, 3))
     assert answer.ended
+
+
+def test_usage_that_leaves_later_text_out_is_not_final() -> None:
+    answer = StreamedAnswer("acme", 1, None)
+    riding = b'{"choices":[{"index":0,"text":"a"}],"usage":{"prompt_tokens":3,"completion_tokens":1}}'
+    assert answer.take([riding, TEXT])[-1] == Chunk(-1, usage=replace(usage(3, 1), final=False))
+    assert answer.take([TEXT]) == [Chunk(0, "a")]
+    assert answer.take([riding])[-1] == Chunk(-1, usage=usage(3, 1))
+    assert answer.take([TEXT])[-1] == Chunk(-1, usage=replace(usage(3, 1), final=False))
 
 
 def test_usage_after_the_last_finish_reason_is_given_at_once() -> None:
@@ -48,7 +63,11 @@ def test_usage_after_the_last_finish_reason_is_given_at_once() -> None:
 def test_choices_interleave_and_each_is_waited_for() -> None:
     answer = StreamedAnswer("acme", 2, None)
     other = b'{"choices":[{"index":1,"text":"b","finish_reason":"length"}]}'
-    assert answer.take([TEXT, other, USAGE]) == [Chunk(0, "a"), Chunk(1, "b", "length")]
+    assert answer.take([TEXT, other, USAGE]) == [
+        Chunk(0, "a"),
+        Chunk(1, "b", "length"),
+        Chunk(-1, usage=usage(3, 1)),
+    ]
     answer.connection_ended()
     assert isinstance(answer.failure, UpstreamFailed)
 

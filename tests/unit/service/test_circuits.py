@@ -42,8 +42,11 @@ def broken(status: int | None = 500, kind: type[UpstreamError] = UpstreamFailed)
 
 def fail(circuit: Circuit, times: int, error: GatewayError | None = None) -> None:
     for _ in range(times):
-        circuit.begin()
-        circuit.failed(error or broken())
+        circuit.failed(circuit.begin(), error or broken())
+
+
+def succeed(circuit: Circuit) -> None:
+    circuit.succeeded(circuit.begin())
 
 
 def test_failures_in_a_row_open_it_and_the_refusal_says_when_to_come_back(
@@ -63,19 +66,19 @@ def test_failures_in_a_row_open_it_and_the_refusal_says_when_to_come_back(
 def test_a_success_between_failures_starts_the_count_anew(circuit: Circuit) -> None:
     for _ in range(4):
         fail(circuit, 2)
-        circuit.succeeded()
-        circuit.succeeded()
-        circuit.succeeded()
+        succeed(circuit)
+        succeed(circuit)
+        succeed(circuit)
     assert circuit.refusal() is None
 
 
 def test_a_rate_of_failures_opens_it_without_a_row_of_them(circuit: Circuit) -> None:
     for _ in range(4):
         fail(circuit, 1)
-        circuit.succeeded()
+        succeed(circuit)
     assert circuit.refusal() is None
     fail(circuit, 1)
-    circuit.succeeded()
+    succeed(circuit)
     assert circuit.refusal() is None, "it opens on failures, not on successes"
     fail(circuit, 1)
     assert circuit.refusal() is not None
@@ -87,9 +90,9 @@ def test_after_the_pause_one_call_tries_and_its_success_closes_it(
     fail(circuit, 3)
     clock.advance(15)
     assert (circuit.refusal(), circuit.status().state) == (None, "half_open")
-    circuit.begin()
+    call = circuit.begin()
     assert isinstance(circuit.refusal(), UpstreamUnavailable), "the others wait for what it finds"
-    circuit.succeeded()
+    circuit.succeeded(call)
     assert (circuit.refusal(), circuit.status().state, circuit.status().reason) == (None, "closed", None)
     fail(circuit, 2)
     assert circuit.refusal() is None, "what was before is forgotten"
@@ -108,13 +111,12 @@ def test_a_try_that_fails_opens_it_for_twice_as_long(circuit: Circuit, clock: Ma
 def test_a_try_that_is_given_up_lets_the_next_one_try(circuit: Circuit, clock: ManualClock) -> None:
     fail(circuit, 3)
     clock.advance(15)
-    circuit.begin()
-    circuit.abandoned()
+    circuit.abandoned(circuit.begin())
     assert circuit.refusal() is None
 
 
 def test_a_429_makes_it_rest_as_long_as_it_asks(circuit: Circuit, clock: ManualClock) -> None:
-    circuit.failed(UpstreamRateLimited("slow down", retry_after=30))
+    circuit.failed(circuit.begin(), UpstreamRateLimited("slow down", retry_after=30))
     refusal = circuit.refusal()
     assert isinstance(refusal, UpstreamRateLimited)
     assert (refusal.retry_after, circuit.status().state) == (30, "closed")
@@ -152,7 +154,7 @@ def test_lost_connections_time_outs_and_5xx_count(
 def test_with_no_failures_allowed_for_there_are_no_circuits(clock: ManualClock) -> None:
     circuit = Circuits(RoutingSettings(breaker_failures=0), clock).of(spec())
     fail(circuit, 100)
-    circuit.failed(UpstreamRateLimited("slow down", retry_after=30))
+    circuit.failed(circuit.begin(), UpstreamRateLimited("slow down", retry_after=30))
     assert circuit.refusal() is None
 
 
@@ -163,3 +165,61 @@ def test_each_deployment_has_its_own_circuit_and_reason(clock: ManualClock) -> N
     assert "The provider one fails at present (upstream_failed)" in (circuits.reason(one) or "")
     assert circuits.reason(other) is None
     assert [(status.provider, status.state) for status in circuits] == [("one", "open"), ("other", "closed")]
+
+
+def test_the_first_sign_of_an_answer_closes_it_however_long_the_answer_takes(
+    circuit: Circuit, clock: ManualClock
+) -> None:
+    fail(circuit, 3)
+    clock.advance(15)
+    call = circuit.begin()
+    circuit.heard(call)
+    assert circuit.refusal() is None
+    circuit.succeeded(call)
+    assert circuit.refusal() is None
+
+
+@pytest.mark.parametrize("error", [UpstreamRejected("wrong"), UpstreamAuth("key"), broken(404)])
+def test_a_try_that_is_refused_for_itself_shows_that_the_upstream_is_there(
+    circuit: Circuit, clock: ManualClock, error: UpstreamError
+) -> None:
+    fail(circuit, 3)
+    clock.advance(15)
+    fail(circuit, 1, error)
+    assert circuit.status().state == "closed"
+
+
+def test_calls_from_before_it_opened_say_nothing_about_now(circuit: Circuit, clock: ManualClock) -> None:
+    old = [circuit.begin() for _ in range(3)]
+    fail(circuit, 3)
+    clock.advance(15)
+    probe = circuit.begin()
+    circuit.succeeded(old[0])
+    circuit.failed(old[1], broken())
+    circuit.abandoned(old[2])
+    assert isinstance(circuit.refusal(), UpstreamUnavailable), "the one that tries is still under way"
+    circuit.succeeded(probe)
+    assert circuit.refusal() is None
+
+
+def test_one_request_that_fails_again_and_again_is_one_failure(circuit: Circuit) -> None:
+    circuit.failed(circuit.begin(), broken())
+    for _ in range(9):
+        circuit.failed(circuit.begin(), broken(), counts=False)
+    assert circuit.refusal() is None
+
+
+def test_a_429_that_does_not_say_how_long_is_no_reason_to_rest(circuit: Circuit) -> None:
+    fail(circuit, 9, UpstreamRateLimited("slow down"))
+    assert circuit.refusal() is None
+
+
+def test_those_that_are_gone_or_moved_are_forgotten(clock: ManualClock) -> None:
+    circuits = Circuits(RULES, clock)
+    one, other = spec(provider="one"), spec(provider="other")
+    fail(circuits.of(one), 3)
+    fail(circuits.of(other), 3)
+    circuits.keep([one])
+    assert circuits.reason(one) is not None
+    assert [status.provider for status in circuits] == ["one"]
+    assert circuits.reason(other) is None

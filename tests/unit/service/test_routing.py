@@ -1,12 +1,16 @@
 """Retries, deployments and fallbacks: who is asked, who answers, what it costs."""
 
+import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import pytest
+from msgspec import structs
 from tests.support.clock import ManualClock
-from tests.support.workbench import Workbench, request, spec
+from tests.support.until import until
+from tests.support.workbench import Workbench, read_all, request, spec
 
 from headgate.config import RoutingSettings
 from headgate.core.accounts import UsageRow
@@ -27,7 +31,7 @@ from headgate.core.errors import (
 )
 from headgate.core.models import ModelSpec
 from headgate.core.money import FemtoUSD
-from headgate.providers.fake import Fake, FakeAnswer
+from headgate.providers.fake import Fake, FakeAnswer, FakeCall
 from headgate.service.circuits import Circuits
 from headgate.service.metrics import Metrics
 from headgate.service.routing import Router
@@ -173,6 +177,53 @@ class TestRetries:
         (row,) = rows(bench)
         assert (row.failed_cost, row.cost, row.price) == (3 * (10 * 500 + 4 * 1500), 0, 0)
 
+    async def test_a_client_that_leaves_during_a_pause_owes_nothing_for_what_failed(self) -> None:
+        usage = Usage(prompt_tokens=10, completion_tokens=4)
+        provider = Failing(failed(500, usage))
+        rules = RoutingSettings(
+            retries=2, retry_wait_s=600, retry_max_wait_s=600, breaker_failures=0, deadline_s=9999
+        )
+        bench = Workbench(fakes=[provider], routing=rules)
+        running = bench.start(request("one", stream=True))
+        await until(lambda: provider.calls and provider.calls[0].ended.is_set())
+        await asyncio.sleep(0)
+        running.stop("disconnected")
+        with contextlib.suppress(Exception):
+            await read_all(running)
+        await bench.settle_down()
+        (row,) = rows(bench)
+        assert (row.price, row.failed_cost) == (0, 10 * 500 + 4 * 1500)
+
+    async def test_pauses_grow_and_differ(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pauses: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            pauses.append(seconds)
+
+        monkeypatch.setattr("stamina._core._smart_sleep", sleep)
+        rules = RoutingSettings(retries=4, retry_wait_s=1, retry_max_wait_s=4, breaker_failures=0)
+        bench = Workbench(fakes=[Failing(*[failed()] * 4)], routing=rules)
+        await bench.ask(request())
+        assert len(set(pauses)) == 4
+        for pause, middle in zip(pauses, (1, 2, 4, 4), strict=True):
+            assert middle / 2 <= pause <= middle * 1.5
+
+    async def test_a_finished_choice_has_left_even_if_it_is_empty(self) -> None:
+        class Empty(Failing):
+            async def stream(
+                self, job: Job, on_sent: Callable[[], None]
+            ) -> AsyncGenerator[Sequence[Chunk], None]:
+                self.calls.append(FakeCall(job, streamed=True))
+                on_sent()
+                yield [Chunk(0, "", "stop")]
+                raise ConnectionFailed("lost")
+
+        provider = Empty()
+        bench = Workbench(fakes=[provider], routing=QUICK)
+        with pytest.raises(ConnectionFailed):
+            await bench.stream(request("one", n=2, stream=True))
+        assert len(provider.calls) == 1
+
     async def test_calls_carry_the_requests_deadline(self) -> None:
         provider = Failing()
         bench = Workbench(fakes=[provider], routing=RoutingSettings(deadline_s=7))
@@ -291,6 +342,92 @@ class TestFallbacks:
         answer = await bench.ask(request("one", models=("fast", "slow", "fast"), partial_failure=True))
         assert [model.model for model in answer.models] == ["slow", "slow", "slow"]
 
+    async def test_a_fallbacks_own_refusal_is_not_the_clients_business(self) -> None:
+        bench = Workbench(
+            spec(fallbacks=("slow", "third")),
+            spec("slow", "spare"),
+            spec("third", "last"),
+            fakes=[Failing(failed(503)), Failing(UpstreamRejected("odd"), name="spare"), Fake("last")],
+        )
+        assert (await bench.ask(request("one"))).models[0].model == "third"
+
+    async def test_the_row_of_a_failure_names_the_model_that_was_asked_for(self) -> None:
+        bench = self.bench(Failing(failed()), Failing(failed(), name="spare"))
+        with pytest.raises(UpstreamFailed):
+            await bench.ask(request())
+        (row,) = rows(bench)
+        assert (row.model, row.provider, row.error, row.attempts) == ("fast", "fake", "upstream_failed", 2)
+
+    async def test_a_refusal_by_a_circuit_is_not_waited_for_where_there_is_a_fallback(self) -> None:
+        main, spare = Fake(), Fake("spare")
+        bench = Workbench(
+            spec(fallbacks=("slow",)), spec("slow", "spare"), fakes=[main, spare],
+            routing=RoutingSettings(retries=2, retry_wait_s=60, retry_max_wait_s=600),
+        )  # fmt: skip
+        circuit = bench.circuits.of(spec())
+        circuit.failed(0, UpstreamRateLimited("slow down", retry_after=5))
+        answer = await asyncio.wait_for(bench.ask(request("one")), 5)
+        assert (answer.models[0].model, main.calls) == ("slow", [])
+
+    async def test_counting_for_a_fallback_does_not_hold_up_what_is_asked_first(self) -> None:
+        class Slow(Fake):
+            async def count_prompt(self, job: Job) -> int | None:
+                await asyncio.Event().wait()
+                return 1
+
+        bench = self.bench(Fake(), Slow("spare"))
+        answer = await asyncio.wait_for(bench.ask(request("one")), 10)
+        assert answer.models[0].model == "fast"
+
+
+class TestCircuits:
+    async def test_a_stream_that_has_begun_lets_others_through_again(self) -> None:
+        gate = asyncio.Event()
+        provider = Failing(failed(), failed())
+        bench = Workbench(
+            fakes=[provider], routing=RoutingSettings(retries=0, breaker_failures=2, breaker_open_s=60)
+        )
+        for _ in range(2):
+            with pytest.raises(UpstreamFailed):
+                await bench.ask(request())
+        bench.clock.advance(60)
+        provider.answers["long"] = FakeAnswer(text="one two", gate=gate, gate_at=1)
+        running = bench.start(request("long", stream=True))
+        await running.next(5)
+        assert (await bench.ask(request("one"))).choices
+        gate.set()
+        await read_all(running)
+
+    async def test_time_that_ran_out_on_our_side_says_nothing_about_the_upstream(self) -> None:
+        clock = ManualClock()
+
+        class Late(Fake):
+            async def complete(self, job: Job, on_sent: Callable[[], None]) -> Completion:
+                on_sent()
+                clock.advance(11)
+                raise UpstreamTimeout("no time is left")
+
+        spare = Fake("spare")
+        rules = RoutingSettings(retries=0, breaker_failures=1, deadline_s=10)
+        bench = Workbench(
+            spec(fallbacks=("slow",)),
+            spec("slow", "spare"),
+            fakes=[Late(), spare],
+            routing=rules,
+            clock=clock,
+        )
+        with pytest.raises(UpstreamTimeout):
+            await bench.ask(request())
+        assert spare.calls == [], "there is no time for it"
+        assert bench.circuits.reason(spec()) is None
+
+    async def test_one_request_of_many_calls_does_not_open_it(self) -> None:
+        provider = Failing(*[failed()] * 99)
+        bench = Workbench(fakes=[provider], routing=structs.replace(QUICK, breaker_failures=3))
+        with pytest.raises(UpstreamFailed):
+            await bench.ask(request("a", "b", "c"))
+        assert bench.circuits.reason(spec()) is None
+
 
 class TestDeployments:
     def spec_of(self, **weights: int) -> ModelSpec:
@@ -309,10 +446,39 @@ class TestDeployments:
         bad, good = Failing(*[failed()] * 50, name="bad"), Fake("good")
         bench = Workbench(self.spec_of(bad=1, good=1), fakes=[bad, good], routing=QUICK)
         for _ in range(20):
-            answer = await bench.ask(request("one", models=("bad/fast",)))
-            assert (answer.models[0].model, answer.models[0].provider) == ("bad/fast", "good")
+            answer = await bench.ask(request("one"))
+            assert (answer.models[0].model, answer.models[0].provider) == ("fast", "good")
         assert bad.calls, "it was tried"
         assert len(good.calls) == 20
+
+    async def test_a_name_with_its_provider_is_served_there_or_not_at_all(self) -> None:
+        bad, good, spare = Failing(*[failed()] * 50, name="bad"), Fake("good"), Fake("spare")
+        model = self.spec_of(bad=1, good=1)
+        bench = Workbench(
+            structs.replace(model, fallbacks=("slow",)), spec("slow", "spare"), fakes=[bad, good, spare]
+        )
+        with pytest.raises(UpstreamFailed):
+            await bench.ask(request("one", models=("bad/fast",)))
+        assert (len(bad.calls), good.calls, spare.calls) == (1, [], [])
+
+    async def test_one_that_is_awake_keeps_its_retries_beside_one_at_rest(self) -> None:
+        awake, tired = Failing(ConnectionFailed("lost"), name="awake"), Fake("tired")
+        rules = structs.replace(QUICK, breaker_failures=2)
+        bench = Workbench(self.spec_of(awake=1, tired=1), fakes=[awake, tired], routing=rules)
+        resting = bench.circuits.of(spec(provider="tired"))
+        for _ in range(2):
+            resting.failed(resting.begin(), failed())
+        await bench.ask(request("one"))
+        assert (len(awake.calls), tired.calls) == (2, [])
+
+    async def test_a_deployment_without_a_key_does_not_hide_a_fallback(self) -> None:
+        keyless, plain, spare = Fake("keyless", reason="set KEY"), Fake("plain"), Fake("spare")
+        deployments = (spec(provider="keyless"), spec(provider="plain", logprobs=False))
+        model = spec(provider="keyless", deployments=deployments, fallbacks=("slow",))
+        bench = Workbench(model, spec("slow", "spare"), fakes=[keyless, plain, spare])
+        for _ in range(10):
+            answer = await bench.ask(request("one", logprobs=0))
+            assert answer.models[0].model == "slow"
 
     async def test_the_last_one_is_asked_patiently(self) -> None:
         one, other = Failing(*[failed()] * 9, name="one"), Failing(*[failed()] * 9, name="other")
@@ -363,7 +529,7 @@ def test_the_order_is_by_chance_and_those_at_rest_are_last() -> None:
     circuits = Circuits(rules, ManualClock())
     router = Router(circuits, rules, Metrics())
     deployments = tuple(spec(provider=name) for name in "abc")
-    circuits.of(deployments[0]).failed(failed())
+    circuits.of(deployments[0]).failed(0, failed())
     orders = {tuple(one.provider for one in router.order(spec(deployments=deployments))) for _ in range(200)}
     assert orders == {("b", "c", "a"), ("c", "b", "a")}
 

@@ -23,7 +23,7 @@ def test_one_deployment_that_works_is_enough() -> None:
     both = spec(provider="one", deployments=(one, two))
     place = serving(both, one="set ONE_KEY")
     assert place.unavailable(both) is None
-    place.circuits.of(two).failed(UpstreamFailed("broken"))
+    place.circuits.of(two).failed(0, UpstreamFailed("broken"))
     assert place.unavailable(both) == "set ONE_KEY"
 
 
@@ -35,7 +35,7 @@ def test_a_fallback_that_works_is_enough() -> None:
 
 def test_an_open_circuit_is_a_reason() -> None:
     place = serving(model := spec(provider="one"))
-    place.circuits.of(model).failed(UpstreamFailed("broken"))
+    place.circuits.of(model).failed(0, UpstreamFailed("broken"))
     assert "left alone for a while" in (place.unavailable(model) or "")
 
 

@@ -65,10 +65,11 @@ def test_a_stream_is_its_texts_a_reason_and_usage() -> None:
         Chunk(0, "lo"),
     ]
     assert not answer.whole
-    assert answer.take(data(closed(0), ending("max_tokens"))) == [Chunk(0, "", "length")]
+    last = [Chunk(0, "", "length"), Chunk(-1, usage=USAGE)]
+    assert answer.take(data(closed(0), ending("max_tokens"))) == last
     assert answer.whole
     assert not answer.ended
-    assert answer.take(data(STOP, piece(0, "more"))) == [Chunk(-1, usage=USAGE)]
+    assert answer.take(data(STOP, piece(0, "more"))) == []
     assert answer.ended
     assert answer.failure is None
     assert answer.reported() == []
@@ -95,7 +96,7 @@ def test_thinking_and_tools_are_not_text() -> None:
             ending("tool_use"),
         )
     )
-    assert chunks == [Chunk(0, "So"), Chunk(0, ": yes"), Chunk(0, "", "stop")]
+    assert chunks == [Chunk(0, "So"), Chunk(0, ": yes"), Chunk(0, "", "stop"), Chunk(-1, usage=USAGE)]
 
 
 @pytest.mark.parametrize(
@@ -166,12 +167,12 @@ def test_an_end_without_a_reason_is_a_stop() -> None:
 def test_a_connection_may_end_after_the_reason_and_not_before() -> None:
     early, late = answer_to(), answer_to()
     early.take(data(*OPEN, piece(0, "a")))
-    late.take(data(*OPEN, piece(0, "a"), ending()))
+    assert late.take(data(*OPEN, piece(0, "a"), ending()))[-1] == Chunk(-1, usage=USAGE)
     early.connection_ended()
     late.connection_ended()
     assert isinstance(early.failure, UpstreamFailed)
     assert late.failure is None
-    assert late.reported() == [Chunk(-1, usage=USAGE)]
+    assert late.reported() == []
 
 
 def test_text_nobody_counted_is_estimated_when_the_stream_breaks_off() -> None:
@@ -206,7 +207,8 @@ def test_an_echo_comes_once_and_before_all_else() -> None:
     assert answer.take(data(*OPEN)) == []
     echoed = Chunk(0, "say hello", tokens=0, echoed=True)
     assert answer.take(data(piece(0, "a"))) == [echoed, Chunk(0, "a")]
-    assert answer.take(data(piece(0, "b"), ending())) == [Chunk(0, "b"), Chunk(0, "", "stop")]
+    ended = [Chunk(0, "b"), Chunk(0, "", "stop"), Chunk(-1, usage=USAGE)]
+    assert answer.take(data(piece(0, "b"), ending())) == ended
     assert answer_to(echo=True).take(data(start(usage=None), ending(usage=None))) == [
         echoed,
         Chunk(0, "", "stop"),
@@ -365,6 +367,6 @@ def test_what_the_prompt_came_to_is_told_at_the_beginning() -> None:
 @pytest.mark.parametrize("rest", [b'{"type":"message_s', b"[DONE]"])
 def test_what_comes_after_the_reason_to_stop_cannot_spoil_the_answer(rest: bytes) -> None:
     answer = answer_to()
-    answer.take(data(*OPEN, piece(0, "a"), ending()))
-    assert [chunk.usage for chunk in answer.take([rest])] == [USAGE]
+    assert answer.take(data(*OPEN, piece(0, "a"), ending()))[-1] == Chunk(-1, usage=USAGE)
+    assert answer.take([rest]) == []
     assert answer.ended and answer.failure is None
