@@ -161,3 +161,38 @@ async def test_without_a_server_the_command_says_so(tmp_path: Path) -> None:
     server = Server(folder=tmp_path)
     refused = await server.cli("reload", expect=1)
     assert "no server runs on this data folder" in refused["error"]["message"]
+
+
+async def test_several_who_ask_at_once_all_get_a_report(place: Place) -> None:
+    place.write(MODEL.format(name="new", provider="acme", price="1.00"))
+    reports = await asyncio.gather(*[place.server.cli("reload") for _ in range(3)])
+    assert {report["models"] for report in reports} == {reports[0]["models"]}
+    assert sum("acme/new" in report["added"] for report in reports) >= 1
+    assert list((place.config.parent / "data").glob("reload-*")) == []
+
+
+async def test_a_burst_of_signals_harms_nothing(place: Place) -> None:
+    for number in range(20):
+        place.write(MODEL.format(name=f"m{number}", provider="acme", price="1.00"))
+        os.kill(place.server.pid, signal.SIGHUP)
+    place.write(MODEL.format(name="last", provider="acme", price="1.00"))
+    await place.server.cli("reload")
+    assert (await place.client.blocking("openai", "last"))[0] == 200
+
+
+async def test_a_signal_during_the_start_is_kept_for_later(tmp_path: Path) -> None:
+    server = Server(folder=tmp_path)
+    starting = asyncio.ensure_future(server.start())
+    lock = tmp_path / "data" / "headgate.lock"
+    await until(lambda: lock.exists() and lock.read_text().strip())
+    os.kill(server.pid, signal.SIGHUP)
+    await starting
+    await until(lambda: "reloaded" in server.log)
+    assert await server.stop() == 0
+
+
+async def test_the_file_of_the_start_is_the_one_that_counts(place: Place) -> None:
+    place.config.unlink()
+    os.kill(place.server.pid, signal.SIGHUP)
+    await until(lambda: "reload refused" in place.server.log)
+    assert (await place.client.blocking("openai", "old"))[0] == 200

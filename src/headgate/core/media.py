@@ -6,6 +6,9 @@ from types import MappingProxyType
 IMAGES = "a PNG, JPEG, GIF or WebP image"
 """What is taken, in words."""
 
+MAX_IMAGES = 20
+"""Of one request."""
+
 EXTENSIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "image/png": ("png",),

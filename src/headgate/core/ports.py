@@ -1,6 +1,7 @@
 """The doors of the core: what the service needs from providers, stores and time."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from headgate.core.accounts import Balance, Hold, KeyRecord, Settlement, UsageRow
@@ -110,8 +111,19 @@ class Ledger(Protocol):
 class Files(Protocol):
     """Uploads, kept until they expire. Methods may be called from any thread, and wait for the disk."""
 
+    def reserve(self, file_id: str, account: str, size: int) -> Path:
+        """Keep room for an upload that is to come, for an hour at most. Overloaded when there is none.
+
+        Returns the folder where its bytes may wait until then, in files without a name.
+        """
+        ...
+
+    def release(self, file_id: str, account: str) -> None:
+        """Give back the room of an upload that was not saved."""
+        ...
+
     def save(self, file: UploadedFile, content: bytes) -> None:
-        """Overloaded when there is no room for it."""
+        """In the room that was reserved under its id, or any other. Overloaded when there is none."""
         ...
 
     def load(self, file_id: str, owner: Owner) -> tuple[UploadedFile, bytes] | None:
@@ -122,14 +134,15 @@ class Files(Protocol):
 class ImageSource(Protocol):
     """Images by URL, which clients choose: no address of a private network is ever connected to.
 
-    Errors: InvalidRequest naming `param`, whatever went wrong; nothing is told of what answered.
+    Each `caller` has a share of what can be done at once. Errors: InvalidRequest naming `param`, whatever went wrong out
+    there, nothing is told of what answered; Overloaded when the caller's share is in use for too long.
     """
 
-    async def check(self, url: str, param: str) -> None:
-        """Refuse what `fetch` would refuse by looking at the URL and its addresses alone."""
+    async def check(self, url: str, param: str, *, caller: str = "") -> str:
+        """Refuse what `fetch` would refuse by looking at the URL and its addresses alone. Returns the URL as read."""
         ...
 
-    async def fetch(self, url: str, param: str) -> bytes: ...
+    async def fetch(self, url: str, param: str, *, caller: str = "") -> bytes: ...
 
     async def aclose(self) -> None: ...
 

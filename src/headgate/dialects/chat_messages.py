@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from headgate.core.completion import Image, Message, Role, ToolCall
 from headgate.core.errors import InvalidRequest
+from headgate.core.media import MAX_IMAGES
 from headgate.dialects.base import unsupported
 from headgate.dialects.chat_format import identifier
 from headgate.dialects.chat_images import image_of
@@ -15,7 +16,6 @@ from headgate.dialects.chat_tools import check_function_type
 from headgate.dialects.chat_wire import CallBody, ChatMessage, ContentPart
 
 MOST_MESSAGES = 2048
-MOST_IMAGES = 20
 ROLES: Mapping[str, Role] = MappingProxyType(
     {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 )
@@ -71,8 +71,8 @@ def _check_calls_answered(messages: Sequence[Message]) -> None:
 
 def _check_images(messages: Sequence[Message]) -> None:
     images = sum(isinstance(part, Image) for message in messages for part in message.parts)
-    if images > MOST_IMAGES:
-        allowed = f"at most {MOST_IMAGES} images"
+    if images > MAX_IMAGES:
+        allowed = f"at most {MAX_IMAGES} images"
         raise InvalidRequest(
             f"messages must hold {allowed}, not {images}.", param="messages", allowed=allowed
         )

@@ -9,10 +9,9 @@ from headgate.core.accounts import Principal
 from headgate.core.completion import CompletionRequest, Image
 from headgate.core.errors import InvalidRequest
 from headgate.core.files import Owner
-from headgate.core.media import IMAGES, sniff
+from headgate.core.media import IMAGES, MAX_IMAGES, sniff
 from headgate.core.ports import Files, ImageSource
 
-MAX_IMAGES = 20
 MAX_BYTES_TOGETHER = 20 * 1024 * 1024
 AT_ONCE = 4
 """How many images of one request are brought at the same time."""
@@ -29,9 +28,9 @@ class Images:
     async def load(
         self, request: CompletionRequest, principal: Principal, *, keep_urls: bool
     ) -> CompletionRequest:
-        """The request with the data of all its images; with `keep_urls` URLs are checked and stay.
+        """The request with the data of all its images; with `keep_urls` URLs stay, as they were checked.
 
-        InvalidRequest naming the image that is missing, too large or none at all.
+        InvalidRequest naming the image that is missing, too large or none at all; Overloaded.
         """
         messages = request.messages or ()
         images = [part for message in messages for part in message.parts if isinstance(part, Image)]
@@ -84,9 +83,10 @@ class Images:
     async def _one(self, image: Image, owner: Owner, keep_urls: bool) -> Image:
         if image.url is not None:
             if keep_urls:
-                await self._source.check(image.url, image.param)
-                return image
-            return self._looked_at(image, await self._source.fetch(image.url, image.param))
+                checked = await self._source.check(image.url, image.param, caller=owner.account)
+                return replace(image, url=checked)  # what others would read in the client's text was not checked
+            content = await self._source.fetch(image.url, image.param, caller=owner.account)
+            return self._looked_at(image, content)
         if image.file_id is not None:
             found = await asyncio.to_thread(self._files.load, image.file_id, owner)
             if found is None:

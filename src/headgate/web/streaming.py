@@ -1,8 +1,8 @@
 """A stream on its way out.
 
 The first chunk is awaited before 200 is sent, so refusals keep their real status. `first_chunk_wait` after the request
-was admitted the headers go out anyway, and what fails later is an event in the dialect's form. What arrived together leaves in one
-write. A client that does not read for `write_timeout` is taken for gone.
+was admitted the headers go out anyway, and what fails later is an event in the dialect's form. What arrived together
+leaves in one write. A client that does not read for `write_timeout` is taken for gone.
 """
 
 import asyncio

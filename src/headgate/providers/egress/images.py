@@ -1,42 +1,44 @@
 """Images by URL. Clients choose the URL, so it may lead nowhere but to the public internet.
 
 One parser (yarl, which aiohttp goes by as well) reads the URL; what two parsers could read differently is refused. A
-name is resolved once, by the connection itself: the addresses that were looked at are those that are connected to. No
-redirects, cookies, credentials or proxies. Every port is allowed.
+name is looked up once: the addresses that were looked at are those that are connected to. No redirects, cookies,
+credentials or proxies. Every port is allowed. Each caller has a share of the places, so that none stops the others.
 """
 
 import asyncio
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import NoReturn
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from headgate.core.errors import InvalidRequest
+from headgate.core.errors import InvalidRequest, Overloaded
 from headgate.providers.egress.addresses import Address, is_public, parsed
+from headgate.providers.egress.lookups import Lookup, Lookups, Resolve
+from headgate.providers.egress.shares import Shares
 
 CODE = "invalid_image_url"
 MAX_URL = 8192
 MAX_NAME = 253
-MAX_FETCHES = 16
-MAX_LOOKUPS = 4
-
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-"""The addresses of a host and port, as text. OSError where there are none."""
+MAX_FETCHES = 64
+MAX_FETCHES_EACH = 8
 
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.(?!-)[a-z0-9_-]{1,63})*\.?")
 _NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+")
 """A last label like this makes a host an IPv4 address to some parsers, however it is written."""
 
+_looked_at: ContextVar[Sequence[Address]] = ContextVar("looked_at", default=())
+"""The addresses that the fetch under way may connect to."""
+
 
 class ImageFetcher:
-    """A core.ports.ImageSource. At most `max_bytes` in `timeout_s`, in which everything must happen.
+    """A core.ports.ImageSource. At most `max_bytes` in `timeout_s`, in which everything must happen once it has begun.
 
     `permitted` says which addresses may be connected to; `resolve` looks names up (the system's way by default); `tls`
     replaces the system's authorities.
@@ -53,32 +55,53 @@ class ImageFetcher:
     ) -> None:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
-        self._resolver = _Resolver(permitted, resolve or self._look_up)
         self._permitted = permitted
+        self._lookups = Lookups(resolve)
+        self._fetches = Shares(MAX_FETCHES, MAX_FETCHES_EACH, timeout_s)
         self._tls = tls
         self._session: aiohttp.ClientSession | None = None
-        self._threads: ThreadPoolExecutor | None = None
+        self._closed = False
 
-    async def check(self, url: str, param: str) -> None:
+    async def check(self, url: str, param: str, *, caller: str = "") -> str:
         target = _target(url, param)
+        lookup = await self._lookup(target, caller)
         async with self._refusing(param):
-            await self._resolver.addresses(target.raw_host or "", target.port or 0)
+            await self._addresses(target, lookup)
+        return str(target)
 
-    async def fetch(self, url: str, param: str) -> bytes:
+    async def fetch(self, url: str, param: str, *, caller: str = "") -> bytes:
         target = _target(url, param)
-        session = self._session or self._start()
-        async with self._refusing(param):
-            host = target.raw_host or ""
-            if parsed(host) is not None:  # of such a host the connection asks no resolver
-                await self._resolver.addresses(host, target.port or 0)
-            async with session.get(target, allow_redirects=False) as answer:
-                return await self._content(answer)
+        async with self._fetches.place(caller):
+            lookup = await self._lookup(target, caller)
+            async with self._refusing(param):
+                ours = _looked_at.set(await self._addresses(target, lookup))
+                try:
+                    async with self._client().get(target, allow_redirects=False) as answer:
+                        return await self._content(answer)
+                finally:
+                    _looked_at.reset(ours)
 
     async def aclose(self) -> None:
+        self._closed = True
         if self._session is not None:
             await self._session.close()
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+        self._lookups.close()
+
+    async def _lookup(self, target: URL, caller: str) -> Lookup | None:
+        """The look-up of the URL's host, begun; None for an address. Waiting for it is not the URL's fault."""
+        host = target.raw_host or ""
+        if parsed(host) is not None:
+            return None
+        return await self._lookups.begin(host, target.port or 0, caller)
+
+    async def _addresses(self, target: URL, lookup: Lookup | None) -> list[Address]:
+        """Those of the URL's host. One that is not permitted spoils them all."""
+        texts = [target.raw_host or ""] if lookup is None else await lookup.answer()
+        found = [parsed(text) for text in texts]
+        addresses = [address for address in found if address is not None and self._permitted(address)]
+        if not addresses or len(addresses) < len(found):
+            raise _Refused
+        return addresses
 
     async def _content(self, answer: aiohttp.ClientResponse) -> bytes:
         if answer.status != 200 or (answer.content_length or 0) > self._max_bytes:
@@ -96,7 +119,11 @@ class ImageFetcher:
         try:
             async with asyncio.timeout(self._timeout_s):
                 yield
-        except (aiohttp.ClientError, OSError, ValueError) as error:  # a TimeoutError is an OSError
+        except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:  # a TimeoutError is an OSError
+            if self._closed:
+                raise _closing() from error
+            if isinstance(error, RuntimeError):
+                raise
             allowed = (
                 f"the URL of an image of at most {self._max_bytes} bytes, on a host with public addresses alone, "
                 f"that answers within {self._timeout_s:g} s, with status 200 and without a redirect"
@@ -108,11 +135,18 @@ class ImageFetcher:
                 allowed=allowed,
             ) from error
 
-    def _start(self) -> aiohttp.ClientSession:
-        self._session = aiohttp.ClientSession(
+    def _client(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise _closing()
+        if self._session is None:
+            self._session = self._opened()
+        return self._session
+
+    def _opened(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=MAX_FETCHES,
-                resolver=self._resolver,
+                limit=0,  # the shares are the limit
+                resolver=_LookedAt(),
                 use_dns_cache=False,
                 socket_factory=self._socket,
                 force_close=True,
@@ -124,7 +158,6 @@ class ImageFetcher:
             auto_decompress=False,
             trust_env=False,
         )
-        return self._session
 
     def _socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
         """The last gate: whatever led here, there is no socket for an address that is not permitted."""
@@ -134,40 +167,20 @@ class ImageFetcher:
             raise _Refused
         return socket.socket(family, kind, protocol)
 
-    async def _look_up(self, host: str, port: int) -> Sequence[str]:
-        """The system's resolver, in threads of its own: names that are slow to resolve delay nobody else's work."""
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(MAX_LOOKUPS, thread_name_prefix="image-names")
-        found = await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        )
-        return [str(where[0]) for *_, where in found]
-
 
 class _Refused(OSError):
     """What was found is not what may be fetched."""
 
 
-class _Resolver(AbstractResolver):
-    """Looks a host up and looks its addresses over, as one act. One that is not permitted spoils them all."""
-
-    def __init__(self, permitted: Callable[[Address], bool], look_up: Resolve) -> None:
-        self._permitted = permitted
-        self._look_up = look_up
-
-    async def addresses(self, host: str, port: int) -> list[Address]:
-        literal = parsed(host)
-        found = (
-            [literal] if literal is not None else [parsed(text) for text in await self._look_up(host, port)]
-        )
-        addresses = [address for address in found if address is not None and self._permitted(address)]
-        if not addresses or len(addresses) < len(found):
-            raise _Refused
-        return addresses
+class _LookedAt(AbstractResolver):
+    """Gives a connection the addresses that were looked at for it, and never any other."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
+        addresses = _looked_at.get()
+        if not addresses:
+            raise _Refused
         return [
             ResolveResult(
                 hostname=host,
@@ -177,7 +190,7 @@ class _Resolver(AbstractResolver):
                 proto=0,
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
-            for address in await self.addresses(host, port)
+            for address in addresses
         ]
 
     async def close(self) -> None:
@@ -212,6 +225,10 @@ def _plain(host: str) -> bool:
 
 def _authority(url: str) -> str:
     return re.split(r"[/?#]", url.partition("//")[2], maxsplit=1)[0]
+
+
+def _closing() -> Overloaded:
+    return Overloaded("The gateway is shutting down.", retry_after=5)
 
 
 def _refuse(param: str, allowed: str) -> NoReturn:
