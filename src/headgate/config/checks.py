@@ -115,6 +115,10 @@ class Checks:
             raise self.fail("files.max_bytes", "must be at least 1")
         if files.max_total_bytes < files.max_bytes:
             raise self.fail("files.max_total_bytes", "is below max_bytes")
+        if files.account_bytes < files.max_bytes:
+            raise self.fail("files.max_account_bytes", "is below max_bytes")
+        if files.account_bytes > files.max_total_bytes:
+            raise self.fail("files.max_account_bytes", "is above max_total_bytes")
         self.seconds("files.keep_s", files.keep_s, LONGEST_KEPT_S)
 
     def tokens(self, tokens: TokenSettings, env: Mapping[str, str]) -> None:

@@ -94,12 +94,25 @@ class RoutingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     breaker_open_s: float = 15.0
 
 
+ACCOUNT_BYTES = 100 * 1024 * 1024
+
+
 class FileSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Images that clients send, upload or name by URL. `keep_s`: how long an upload lives."""
+    """Images that clients send, upload or name by URL. `keep_s`: how long an upload lives.
+
+    `max_account_bytes`: all uploads of one account together; where it is not given 100 MiB, within the other bounds.
+    """
 
     max_bytes: int = 10 * 1024 * 1024
     max_total_bytes: int = 1024 * 1024 * 1024
+    max_account_bytes: int | None = None
     keep_s: float = 24 * 3600.0
+
+    @property
+    def account_bytes(self) -> int:
+        if self.max_account_bytes is not None:
+            return self.max_account_bytes
+        return max(self.max_bytes, min(ACCOUNT_BYTES, self.max_total_bytes))
 
 
 class ProviderSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -337,6 +337,8 @@ BAD = [
     ("[routing]\nretry_wait_s = 6\n", "routing.retry_wait_s", "above retry_max_wait_s"),
     ("[files]\nmax_bytes = 0\n", "files.max_bytes", "at least 1"),
     ("[files]\nmax_total_bytes = 5\n", "files.max_total_bytes", "below max_bytes"),
+    ("[files]\nmax_account_bytes = 5\n", "files.max_account_bytes", "below max_bytes"),
+    ("[files]\nmax_account_bytes = 2000000000\n", "files.max_account_bytes", "above max_total_bytes"),
     ("[files]\nkeep_s = 0\n", "files.keep_s", "greater than 0"),
     # providers
     (PROVIDER.replace('"openai"', '"embedded"'), "providers.acme.kind", "built in"),

@@ -10,7 +10,6 @@ from headgate.core import errors
 from headgate.core.completion import CompletionRequest, Image, Message
 from headgate.dialects.base import Caps, Dialect
 from headgate.dialects.chat import OpenAIChat
-from headgate.dialects.chat_messages import MOST_IMAGES
 from headgate.dialects.chat_wire import ChatBody
 
 DIALECT: Dialect[ChatBody] = OpenAIChat(Caps())
@@ -218,7 +217,7 @@ def test_an_image_is_an_object(value: object) -> None:
 
 
 def test_no_more_images_than_allowed_are_taken_in_all_messages_together() -> None:
-    half = MOST_IMAGES // 2
+    half = MAX_IMAGES // 2
     turn: dict[str, object] = {"role": "user", "content": [text("?"), *[image(URL)] * half]}
     assert parse_messages([turn, turn]).looks
     with pytest.raises(errors.InvalidRequest) as caught:

@@ -89,6 +89,8 @@ class ImageFetcher:
 
     async def _lookup(self, target: URL, caller: str) -> Lookup | None:
         """The look-up of the URL's host, begun; None for an address. Waiting for it is not the URL's fault."""
+        if self._closed:
+            raise _closing()
         host = target.raw_host or ""
         if parsed(host) is not None:
             return None
