@@ -92,10 +92,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _settle_memory() -> None:
-    """Tell the collector that what is here now stays, and to look less often: 7 % of a request otherwise."""
+    """Tell the collector that what is here now stays, and to look less often: 6 % of a request otherwise."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(10_000, 10, 10)
 
 
 def _demo(settings: Settings) -> Demo:

@@ -223,7 +223,7 @@ class ToolCallPiece(Struct, frozen=True, gc=False):
     name: str | None = None
 
 
-class Chunk(Struct, frozen=True, gc=False):
+class Chunk(Struct, frozen=True):
     """A piece of one choice.
 
     `tokens` is how many tokens the provider says this piece holds (None: it does not say). `usage` comes once

@@ -70,6 +70,8 @@ class Completions:
                 raise
             _absorb_cancellation()
             raise Overloaded("The request was stopped before it began.") from None
+        except GatewayError as error:
+            raise error.with_traceback(None)  # as in _produce
         finally:
             running.closing()
             self._streams.remove(running)
@@ -92,7 +94,7 @@ class Completions:
         try:
             end: StreamEnd | BaseException = await self._run(request, principal, running)
         except GatewayError as error:
-            end = error
+            end = error.with_traceback(None)  # or it and the frames that know it keep each other alive
         except asyncio.CancelledError:
             end = Overloaded("The request was stopped before it began.")
         except Exception:

@@ -108,7 +108,11 @@ class RunningStream(Running):
                 self._room = None
             return batch
         if isinstance(self._end, BaseException):
-            raise self._end
+            error, self._end = self._end, None
+            try:
+                raise error
+            finally:
+                del error
         return self._end
 
     def _wake(self) -> None:
