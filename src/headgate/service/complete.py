@@ -71,7 +71,7 @@ class Completions:
             _absorb_cancellation()
             raise Overloaded("The request was stopped before it began.") from None
         except GatewayError as error:
-            raise error.with_traceback(None)  # as in _produce
+            raise error.with_traceback(None) from error.__cause__  # as in _produce
         finally:
             running.closing()
             self._streams.remove(running)

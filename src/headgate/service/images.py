@@ -83,8 +83,9 @@ class Images:
     async def _one(self, image: Image, owner: Owner, keep_urls: bool) -> Image:
         if image.url is not None:
             if keep_urls:
+                # Not the client's text: others could read something else in it than what was checked.
                 checked = await self._source.check(image.url, image.param, caller=owner.account)
-                return replace(image, url=checked)  # what others would read in the client's text was not checked
+                return replace(image, url=checked)
             content = await self._source.fetch(image.url, image.param, caller=owner.account)
             return self._looked_at(image, content)
         if image.file_id is not None:

@@ -90,7 +90,7 @@ class RunningStream(Running):
     async def next(self, timeout: float) -> list[Chunk] | StreamEnd | None:
         """All chunks that wait, else the end; None when `timeout` seconds pass without either.
 
-        Raises the stream's error after its last chunk.
+        Raises the stream's error after its last chunk; once.
         """
         if not self._buffer and self._end is None:
             loop = asyncio.get_running_loop()
@@ -108,7 +108,8 @@ class RunningStream(Running):
                 self._room = None
             return batch
         if isinstance(self._end, BaseException):
-            error, self._end = self._end, None
+            # Not kept: it would keep the frames alive that it passes through, and they it.
+            error, self._end = self._end, EOFError("the stream has told its end")
             try:
                 raise error
             finally:

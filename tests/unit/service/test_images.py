@@ -1,6 +1,7 @@
 """service/images.py: a request's images, brought together before anything is held."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from headgate.core.accounts import Principal
 from headgate.core.completion import CompletionRequest, Image, Message
 from headgate.core.errors import InvalidRequest
 from headgate.core.files import Owner, UploadedFile
-from headgate.service.images import AT_ONCE, MAX_BYTES_TOGETHER, MAX_IMAGES, Images
+from headgate.core.media import MAX_IMAGES
+from headgate.service.images import AT_ONCE, MAX_BYTES_TOGETHER, Images
 
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF"
@@ -29,23 +31,27 @@ UPLOADED = UploadedFile(
 
 
 class Source:
-    """core.ports.ImageSource: a web of these pages. `gate` holds every fetch until it is set."""
+    """core.ports.ImageSource: a web of these pages, read in small letters. `gate` holds every fetch until it is set."""
 
     def __init__(self, pages: dict[str, bytes] | None = None) -> None:
         self.pages = pages or {}
         self.checked: list[str] = []
         self.fetched: list[str] = []
+        self.callers: set[str] = set()
         self.running = 0
         self.stopped = 0
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def check(self, url: str, param: str) -> None:
+    async def check(self, url: str, param: str, *, caller: str = "") -> str:
+        self.callers.add(caller)
         self.checked.append(url)
-        if url not in self.pages:
+        if url.lower() not in self.pages:
             raise InvalidRequest(f"{param} leads nowhere.", param=param)
+        return url.lower()
 
-    async def fetch(self, url: str, param: str) -> bytes:
+    async def fetch(self, url: str, param: str, *, caller: str = "") -> bytes:
+        self.callers.add(caller)
         self.fetched.append(url)
         if url not in self.pages:
             raise InvalidRequest(f"{param} leads nowhere.", param=param)
@@ -69,6 +75,12 @@ class Shelf:
     def __init__(self, content: bytes = PNG) -> None:
         self.content = content
         self.asked: list[tuple[str, Owner]] = []
+
+    def reserve(self, file_id: str, account: str, size: int) -> Path:
+        raise AssertionError("nothing is saved here")
+
+    def release(self, file_id: str, account: str) -> None:
+        raise AssertionError("nothing is saved here")
 
     def save(self, file: UploadedFile, content: bytes) -> None:
         raise AssertionError("nothing is saved here")
@@ -124,6 +136,22 @@ async def test_urls_that_are_passed_on_are_only_checked() -> None:
     assert (source.checked, source.fetched) == (["http://a/x.png"], [])
     error = await refused(looking(Image(url="http://b/", param="files[0].url")), source, keep_urls=True)
     assert error.param == "files[0].url"
+
+
+async def test_what_is_passed_on_is_what_was_checked_and_not_the_client_s_text() -> None:
+    source = Source({"http://a/x.png": PNG})
+    asked = looking(Image(url="HTTP://A/x.png", detail="low", param="here"))
+    (image,) = images_in(await loaded(asked, source, keep_urls=True))
+    assert image == Image(url="http://a/x.png", detail="low", param="here")
+
+
+async def test_each_account_asks_in_its_own_name() -> None:
+    source = Source({"http://a/x.png": PNG})
+    asked = looking(Image(url="http://a/x.png"))
+    bob = Principal(account="bob", key_id="k2")
+    await loaded(asked, source)
+    await loaded(asked, source, principal=bob, keep_urls=True)
+    assert source.callers == {"ann", "bob"}
 
 
 async def test_an_upload_is_read_for_the_request_s_own_account_app_and_user() -> None:

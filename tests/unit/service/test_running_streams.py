@@ -69,14 +69,15 @@ class TestReading:
         await running.put(chunks("a"))
         assert texts(await running.next(0)) == ["a"]
 
-    async def test_an_error_comes_after_the_last_chunk_and_stays(self) -> None:
+    async def test_an_error_comes_after_the_last_chunk_and_nothing_after_it(self) -> None:
         running = stream()
         await running.put(chunks("a"))
         running.finish(UpstreamFailed("broken"))
         assert texts(await running.next(LONG)) == ["a"]
-        for _ in range(2):
-            with pytest.raises(UpstreamFailed, match="broken"):
-                await running.next(LONG)
+        with pytest.raises(UpstreamFailed, match="broken"):
+            await running.next(LONG)
+        with pytest.raises(EOFError):
+            await running.next(LONG)
 
     async def test_the_end_wakes_a_waiting_reader(self) -> None:
         running = stream()
