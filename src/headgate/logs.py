@@ -43,7 +43,7 @@ def configure(settings: LogSettings) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every malformed form a client sends
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of each malformed form
 
 
 def _json(event: object, **_: Any) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser
 
 from headgate import logs
 from headgate.config import LogSettings
@@ -77,4 +79,13 @@ def test_the_libraries_say_only_what_matters(capsys: pytest.CaptureFixture[str])
     logs.configure(LogSettings(level="debug", format="json"))
     logging.getLogger("asyncio").info("using a selector")
     logging.getLogger("aiohttp").debug("headers %s", SECRET)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_form_that_a_client_got_wrong_is_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(format="json"))
+    parser = MultipartParser(b"boundary")
+    with pytest.raises(MultipartParseError):
+        parser.write(b"--another\r\n")
+    parser.finalize()
     assert capsys.readouterr().err == ""

@@ -157,20 +157,21 @@ async def open_gateway(
         accounts = SqliteAccountStore(database)
         stack.push_async_callback(accounts.close)
         billing = Billing(ledger, clock, settings.margins.platform_share_percent, ids)
-        streams, metrics = Streams(), Metrics()
+        streams, metrics, limits = Streams(), Metrics(), Limiter(settings.limits, clock)
         circuits = Circuits(settings.routing, clock)
         serving = Serving(models, table, circuits)
         router = Router(circuits, settings.routing, metrics)
         margins = MarginRules(settings.margins, settings.apps)
-        files = FolderFiles(settings.data_dir / "files", clock, settings.files.max_total_bytes)
+        files = FolderFiles(
+            settings.data_dir / "files", clock, settings.files.max_total_bytes, settings.files.account_bytes
+        )
         fetcher = LateImages(partial(_image_fetcher, settings.files.max_bytes))
         stack.push_async_callback(fetcher.aclose)
         images = Images(fetcher, files, settings.files.max_bytes)
         planner = Planner(serving, router, margins, settings.developers, images)
         gateway = Gateway(
-            completions=Completions(
-                planner, router, Limiter(settings.limits, clock), billing, streams, clock, metrics
-            ),
+            completions=Completions(planner, router, limits, billing, streams, clock, metrics),
+            limits=limits,
             identity=Identity(accounts, load_tokens(settings), clock),
             streams=streams,
             billing=billing,

@@ -134,8 +134,8 @@ class Files(Protocol):
 class ImageSource(Protocol):
     """Images by URL, which clients choose: no address of a private network is ever connected to.
 
-    Each `caller` has a share of what can be done at once. Errors: InvalidRequest naming `param`, whatever went wrong out
-    there, nothing is told of what answered; Overloaded when the caller's share is in use for too long.
+    Each `caller` has a share of what can be done at once. Errors: InvalidRequest naming `param`, whatever went wrong
+    out there, nothing is told of what answered; Overloaded when the caller's share is in use for too long.
     """
 
     async def check(self, url: str, param: str, *, caller: str = "") -> str:

@@ -1,7 +1,10 @@
 """OpenAI's chat: POST /v1/chat/completions.
 
 https://platform.openai.com/docs/api-reference/chat/create
-Text and images in, text and tool calls out. What else the API documents (audio, files, ...) is refused by name.
+Text and images in, text and tool calls out. What else the API documents (audio, files, ...) is refused by name, but
+for two hints that change no answer: `prompt_cache_key` and `safety_identifier` are taken, since many clients send them
+with every request, and not passed on. They say which end user asks, as `user` does: that is no business of an upstream.
+How the prompt is cached, and for how long, is refused: it changes prices, or promises that nothing is kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,6 +50,13 @@ _NOTHING_ASKED: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "modalities": (["text"],),
         "moderation": (),
         "prediction": (),
+        "prompt_cache_options": (
+            {},
+            {"mode": "implicit"},
+            {"ttl": "30m"},
+            {"mode": "implicit", "ttl": "30m"},
+        ),
+        "prompt_cache_retention": (),
         "reasoning_effort": (),
         "service_tier": ("auto", "default"),
         "store": (False,),

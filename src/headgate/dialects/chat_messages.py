@@ -167,6 +167,8 @@ def _parts(parts: Sequence[ContentPart] | None, role: Role, where: str) -> tuple
 
 
 def _part(part: ContentPart, role: Role, where: str) -> str | Image:
+    if part.prompt_cache_breakpoint is not None:
+        raise unsupported(f"{where}.prompt_cache_breakpoint", "by this version; leave it out")
     if part.type == "text":
         return _text(part, where)
     if part.type == "image_url" and role == "user":

@@ -23,11 +23,13 @@ class ImageBody(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class ContentPart(Struct, frozen=True, kw_only=True, gc=False):
-    """One part of a message's content: text, or an image. What else a part may hold is not looked at."""
+    """One part of a message's content: text, or an image. `prompt_cache_breakpoint` is known in order to refuse it;
+    what else a part may hold is not looked at."""
 
     type: Annotated[str | None, Meta(extra_json_schema={"enum": ["text", "image_url"]})] = None
     text: str | None = None
     image_url: ImageBody | None = None
+    prompt_cache_breakpoint: Any = None
 
 
 class CalledBody(Struct, frozen=True, kw_only=True, gc=False):
@@ -100,13 +102,15 @@ class ToolChoiceBody(Struct, frozen=True, kw_only=True):
 
 
 class ChatBody(SamplingBody, frozen=True, kw_only=True):
-    """The body of `POST /v1/chat/completions` as sent. The fields after `top_logprobs` are known in order to
-    refuse what they ask for."""
+    """The body of `POST /v1/chat/completions` as sent. `prompt_cache_key` and `safety_identifier` are taken and not
+    passed on. The fields after `top_logprobs` are known in order to refuse what they ask for."""
 
     messages: list[ChatMessage] | None = None
     logprobs: bool | None = None
     parallel_tool_calls: bool | None = None
+    prompt_cache_key: str | None = None
     response_format: FormatBody | None = None
+    safety_identifier: str | None = None
     tool_choice: str | ToolChoiceBody | None = None
     tools: list[ToolBody] | None = None
     top_logprobs: Number | None = None
@@ -117,6 +121,8 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True):
     modalities: Any = None
     moderation: Any = None
     prediction: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
     reasoning_effort: Any = None
     service_tier: Any = None
     store: bool | None = None

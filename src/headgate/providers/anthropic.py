@@ -14,7 +14,8 @@ from headgate.core.models import ModelSpec
 from headgate.core.ports import Tokenizer
 from headgate.providers import anthropic_wire as wire
 from headgate.providers.anthropic_stream import StreamedMessage
-from headgate.providers.upstream import Upstream, echoed_prompt
+from headgate.providers.image_bodies import ImageBodies, image_bytes, written
+from headgate.providers.upstream import Body, Upstream, echoed_prompt
 
 VERSION = "2023-06-01"
 """The one that has temperature and top_p, for models that still take them; later ones refuse both."""
@@ -27,8 +28,8 @@ class Anthropic:
     `api_key` is the value of `settings.api_key_env`, `proxy` that of `settings.proxy_env`, None where that variable is
     not set. `settings.base_url` ends with the API's version, as in https://host/v1.
 
-    What single models refuse stands in their row's `refuses`, under the parameters' names, and two names that only
-    this provider knows: "temperature+top_p" (not both at once) and "prefill" (the assistant must not speak last).
+    Of what single models refuse (their row's `refuses`) only "prefill" is looked at here: who speaks last is seen once
+    system messages, wherever they stood, are out of the way.
     """
 
     stream_only = False
@@ -39,8 +40,8 @@ class Anthropic:
     ) -> None:
         self.name = name
         self._upstream = Upstream(name, settings, api_key, _headers, proxy=proxy)
-        self._encode = msgspec.json.Encoder().encode
-        self._decode = msgspec.json.Decoder(wire.Answer).decode
+        self._encode = msgspec.json.Encoder(enc_hook=written).encode
+        self._image_bodies = ImageBodies(self._written)
 
     def unavailable(self, model: ModelSpec) -> str | None:
         return self._upstream.unavailable(model)
@@ -77,13 +78,6 @@ class Anthropic:
                 allowed="type json_schema with a schema",
             )
         refuses = job.model.refuses
-        if refuses and "temperature+top_p" in refuses and wire.steers_twice(job.sampling):
-            raise InvalidRequest(
-                f"The model {job.model.name} takes temperature or top_p, not both.",
-                param="top_p",
-                code="unsupported_parameter",
-                allowed="null, or 1, where temperature is given",
-            )
         _, turns = wire.conversation(job)
         if refuses and "prefill" in refuses and turns[-1].role == "assistant":
             raise InvalidRequest(
@@ -123,7 +117,13 @@ class Anthropic:
     async def aclose(self) -> None:
         await self._upstream.aclose()
 
-    def _body(self, job: Job, *, stream: bool = False) -> bytes:
+    def _body(self, job: Job, *, stream: bool = False) -> Body:
+        size = image_bytes(job)
+        if size is not None:
+            return self._image_bodies.body(job, size, stream=stream)
+        return self._written(job, stream=stream)
+
+    def _written(self, job: Job, *, stream: bool) -> bytes:
         return self._encode(wire.call(job, stream=stream))
 
     def _choice(self, job: Job, answer: wire.Answer) -> Choice:
@@ -144,7 +144,7 @@ class Anthropic:
         return wire.failure(self.name, reported, self._upstream.key) if wire.is_given(reported) else None
 
     def _decoded(self, body: bytes) -> wire.Answer:
-        return self._upstream.decoded(body, self._decode)
+        return self._upstream.decoded(body, wire.read)
 
 
 def _impossible(job: Job) -> str | None:

@@ -217,6 +217,7 @@ class StreamedMessage:
 
     def _begin_call(self, calls: StreamedCalls, block: Block, index: int, batch: list[Chunk]) -> None:
         given = input_text(self._provider, block.input)
+        self._call(calls.end(index), batch)  # an index that comes again is another call's
         self._call(calls.begin(index, block.id or "", block.name or "", given), batch)
 
     def _call(self, piece: ToolCallPiece | None, batch: list[Chunk]) -> None:
@@ -236,7 +237,7 @@ class StreamedMessage:
             self._echo(batch)
         calls = self._calls
         finish = finish_reason(reason, called=calls is not None and calls.count > 0)
-        if calls is not None and finish != "length":
+        if calls is not None:
             for piece in calls.end_all():
                 self._call(piece, batch)
         self._begun = self._finished = True

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from headgate.core.completion import Image, Message, ToolCall
 from headgate.core.errors import InvalidRequest
+from headgate.providers.image_bodies import InBase64
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 _NO_ID = re.compile(r"[^A-Za-z0-9_-]")
@@ -23,8 +24,7 @@ class Text(Struct, frozen=True, tag="text", gc=False):
 
 class InlineImage(Struct, frozen=True, tag="base64", gc=False):
     media_type: str
-    data: bytes
-    """Encoded as base64 when it is written."""
+    data: InBase64
 
 
 class LinkedImage(Struct, frozen=True, tag="url", gc=False):
@@ -190,7 +190,7 @@ def _picture(image: Image) -> Picture:
         raise InvalidRequest(
             f"This model looks at images of these types only: {allowed}.", param=image.param, allowed=allowed
         )
-    return Picture(InlineImage(image.media_type, image.data))
+    return Picture(InlineImage(image.media_type, InBase64(image.data)))
 
 
 def _use(call: ToolCall, ids: _Ids, index: int, nth: int) -> ToolUse:

@@ -8,12 +8,13 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from headgate.core.completion import FinishReason, Job, Message, Sampling, ToolCall, Tools, Usage
+from headgate.core.completion import FinishReason, Job, Message, ToolCall, Tools, Usage
 from headgate.core.errors import UpstreamError
 from headgate.providers.anthropic_turns import Turn, empty, plain_turns, turns
+from headgate.providers.bounded_list import ORDINARY_BYTES, at_most
 from headgate.providers.json_schema import answer_schema, arguments_schema
 from headgate.providers.tool_calls import input_text, whole_call
-from headgate.providers.upstream_errors import from_report
+from headgate.providers.upstream_errors import from_report, reported_error
 
 Count = Annotated[int, Meta(ge=0, le=2**40)]
 """Tokens; more than that is nonsense, not usage."""
@@ -77,6 +78,15 @@ class Answer(Struct, frozen=True, gc=False):
     error: Raw = Raw()
 
 
+class _SealedAnswer(Struct, frozen=True, gc=False):
+    """The same, before it is seen how many blocks it holds."""
+
+    content: Raw = Raw()
+    stop_reason: str | None = None
+    usage: Raw = Raw()
+    error: Raw = Raw()
+
+
 class Opening(Struct, frozen=True, gc=False):
     """The message as it is when its stream begins."""
 
@@ -126,13 +136,11 @@ class Counts(Struct, frozen=True, kw_only=True, gc=False):
     output_tokens: Count | None = None
 
 
-class _Reported(Struct, frozen=True, gc=False):
-    message: str | None = None
-    type: str | None = None
-
-
 _NULL = Raw(b"null")
-_decode_reported = msgspec.json.Decoder(_Reported).decode
+MAX_BLOCKS = 512
+"""Of one answer; thoughts, texts and calls take turns perhaps a tenth as often."""
+_decode_ordinary = msgspec.json.Decoder(Answer).decode
+_decode_sealed = msgspec.json.Decoder(_SealedAnswer).decode
 _decode_counts = msgspec.json.Decoder(Counts).decode
 _FINISH_REASONS: dict[str, FinishReason] = {
     "max_tokens": "length",
@@ -151,6 +159,15 @@ _STATUS_OF_TYPE = {
 """The status that goes with an error type which only this format knows, or knows by another one."""
 
 
+def read(data: bytes) -> Answer:
+    """A blocking answer. MsgspecError, UnicodeDecodeError or RecursionError for what is none."""
+    if len(data) <= ORDINARY_BYTES:
+        return _decode_ordinary(data)
+    sealed = _decode_sealed(data)
+    content = at_most(MAX_BLOCKS, Block)(sealed.content) if is_given(sealed.content) else None
+    return Answer(content, sealed.stop_reason, sealed.usage, sealed.error)
+
+
 def finish_reason(given: str | None, *, called: bool) -> FinishReason:
     """Ours for theirs. All but those listed (end_turn, stop_sequence, ...) mean that the model ended by itself.
 
@@ -167,12 +184,11 @@ def is_given(raw: Raw) -> bool:
 
 def failure(provider: str, reported: Raw, key: str | None) -> UpstreamError:
     """The error for an `error` object in a 200 answer or in an event. `key` is cut out of any words passed on."""
-    try:
-        error = _decode_reported(reported)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        error = _Reported()
-    status = _STATUS_OF_TYPE.get(error.type or "")
-    return from_report(provider, {"message": error.message, "type": error.type, "code": status}, key)
+    error = reported_error(reported)
+    kind = error.get("type") if isinstance(error, dict) else None
+    if isinstance(error, dict) and isinstance(kind, str):
+        error = error | {"code": _STATUS_OF_TYPE.get(kind)}
+    return from_report(provider, error, key)
 
 
 def call(job: Job, *, stream: bool) -> Call:
@@ -196,11 +212,6 @@ def call(job: Job, *, stream: bool) -> Call:
         output_config=None if schema is None else OutputConfig(SchemaFormat(schema)),
         stream=True if stream else None,
     )
-
-
-def steers_twice(sampling: Sampling) -> bool:
-    """Both temperature and top_p are to change something, which newer models refuse."""
-    return sampling.temperature not in (None, 1) and sampling.top_p not in (None, 1)
 
 
 def conversation(job: Job) -> tuple[str | None, tuple[Message | Turn, ...]]:
@@ -277,7 +288,7 @@ def _functions(tools: Tools) -> tuple[Function, ...]:
         Function(
             name=tool.name,
             description=tool.description,
-            input_schema=arguments_schema(tool.parameters),
+            input_schema=arguments_schema(tool.parameters, strict=bool(tool.strict)),
             strict=tool.strict or None,
         )
         for tool in tools.tools

@@ -15,7 +15,8 @@ from headgate.core.ports import Tokenizer
 from headgate.providers import cohere_wire as wire
 from headgate.providers.cohere_messages import messages_of
 from headgate.providers.cohere_stream import StreamedAnswer
-from headgate.providers.upstream import Upstream, bearer, echoed_prompt
+from headgate.providers.image_bodies import ImageBodies, image_bytes, written
+from headgate.providers.upstream import Body, Upstream, bearer, echoed_prompt
 
 PATH = "/chat"
 MAX_STOPS = 5
@@ -36,8 +37,8 @@ class Cohere:
     ) -> None:
         self.name = name
         self._upstream = Upstream(name, settings, api_key, bearer, proxy=proxy)
-        self._encode = msgspec.json.Encoder().encode
-        self._decode = msgspec.json.Decoder(wire.Answer).decode
+        self._encode = msgspec.json.Encoder(enc_hook=written).encode
+        self._image_bodies = ImageBodies(self._written)
 
     def unavailable(self, model: ModelSpec) -> str | None:
         return self._upstream.unavailable(model)
@@ -77,7 +78,13 @@ class Cohere:
     async def aclose(self) -> None:
         await self._upstream.aclose()
 
-    def _body(self, job: Job, *, stream: bool = False) -> bytes:
+    def _body(self, job: Job, *, stream: bool = False) -> Body:
+        size = image_bytes(job)
+        if size is not None:
+            return self._image_bodies.body(job, size, stream=stream)
+        return self._written(job, stream=stream)
+
+    def _written(self, job: Job, *, stream: bool) -> bytes:
         return self._encode(wire.call(job, stream=stream))
 
     def _choice(self, job: Job, answer: wire.Answer) -> Choice:
@@ -99,7 +106,7 @@ class Cohere:
         return wire.failed(self.name) if isinstance(self._decoded(body).message, str) else None
 
     def _decoded(self, body: bytes) -> wire.Answer:
-        return self._upstream.decoded(body, self._decode)
+        return self._upstream.decoded(body, wire.read)
 
 
 def _refusal(job: Job) -> InvalidRequest | None:

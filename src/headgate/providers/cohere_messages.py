@@ -1,11 +1,10 @@
 """A conversation in Cohere's words: plain messages go as they are, those with images or tool calls in its form."""
 
-from base64 import b64encode
-
 from msgspec import Struct
 
 from headgate.core.completion import Image, Job, Message, ToolCall
 from headgate.core.errors import InvalidRequest
+from headgate.providers.image_bodies import InBase64, data_url
 
 
 class Text(Struct, frozen=True, tag="text", gc=False):
@@ -13,7 +12,7 @@ class Text(Struct, frozen=True, tag="text", gc=False):
 
 
 class ImageURL(Struct, frozen=True, omit_defaults=True, gc=False):
-    url: str
+    url: str | InBase64
     detail: str | None = None
 
 
@@ -76,11 +75,7 @@ def _said(message: Message, index: int) -> Said:
 
 
 def _picture(image: Image) -> Picture:
-    if image.data is None:
-        # An upload that is not read yet is only looked at, not sent.
-        return Picture(ImageURL(image.url or "", image.detail))
-    url = f"data:{image.media_type};base64,{b64encode(image.data).decode()}"
-    return Picture(ImageURL(url, image.detail))
+    return Picture(ImageURL(data_url(image), image.detail))
 
 
 def _use(call: ToolCall) -> Use:

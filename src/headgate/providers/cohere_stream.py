@@ -103,6 +103,7 @@ class StreamedAnswer:
             self._give(batch, calls.end(event.index))
             return
         if kind == "tool-call-start":
+            self._give(batch, calls.end(event.index))  # an index that comes again is another call's
             self._give(batch, calls.begin(event.index, call.id, call.function.name or ""))
         self._give(batch, calls.go_on(event.index, call.function.arguments or ""))
 
@@ -117,7 +118,7 @@ class StreamedAnswer:
         finish = finish_reason(self._provider, end.finish_reason, called=called)
         if tells_something(end.error):
             raise failed(self._provider)
-        if calls is not None and finish != "length":
+        if calls is not None:
             for piece in calls.end_all():
                 self._give(batch, piece)
         self._add(batch, Chunk(0, "", finish))

@@ -13,14 +13,17 @@ from msgspec import Raw, Struct
 
 from headgate.core.completion import FinishReason, Job, Message, ResponseFormat, ToolCall, Tools, Usage
 from headgate.core.errors import UpstreamFailed, UpstreamTimeout
+from headgate.providers.bounded_list import ORDINARY_BYTES, at_most
 from headgate.providers.cohere_messages import Said, messages_of
 from headgate.providers.json_schema import answer_schema, arguments_schema
-from headgate.providers.tool_calls import whole_call
+from headgate.providers.tool_calls import MAX_CALLS, whole_call
 
 DONE = b"[DONE]"
 LEAST_P, MOST_P = 0.01, 0.99
 """What Cohere takes; leaving `p` out would mean 0.75."""
 SEEDS = 2**64
+MAX_PARTS = 512
+"""Of one answer's content: thoughts and texts."""
 MAX_TOKENS_REPORTED = 2**40
 """A count beyond this is nonsense, not usage."""
 
@@ -81,6 +84,14 @@ class AssistantMessage(Struct, frozen=True, gc=False):
     tool_calls: Raw = Raw()
 
 
+class _SealedMessage(Struct, frozen=True, gc=False):
+    """The same, before it is seen how many parts it holds."""
+
+    role: Literal["assistant"]
+    content: Raw = Raw()
+    tool_calls: Raw = Raw()
+
+
 class CalledFunction(Struct, frozen=True, gc=False):
     name: str | None = None
     arguments: str | None = None
@@ -97,6 +108,12 @@ class Answer(Struct, frozen=True, gc=False):
     """A blocking answer. An error that comes as a 200 has its words as `message`."""
 
     message: AssistantMessage | str | None = None
+    finish_reason: str | None = None
+    usage: Raw = Raw()
+
+
+class _SealedAnswer(Struct, frozen=True, gc=False):
+    message: _SealedMessage | str | None = None
     finish_reason: str | None = None
     usage: Raw = Raw()
 
@@ -163,7 +180,9 @@ class _ReportedUsage(Struct, frozen=True, gc=False):
 
 
 _decode_usage = msgspec.json.Decoder(_ReportedUsage).decode
-_decode_calls = msgspec.json.Decoder(list[Called]).decode
+_decode_calls = at_most(MAX_CALLS + 1, Called)
+_decode_ordinary = msgspec.json.Decoder(Answer).decode
+_decode_sealed = msgspec.json.Decoder(_SealedAnswer).decode
 
 
 def call(job: Job, *, stream: bool) -> Call:
@@ -186,6 +205,20 @@ def call(job: Job, *, stream: bool) -> Call:
         tool_choice=_CHOICES.get(tools.choice or "auto") if tools else None,
         strict_tools=True if tools and all(tool.strict for tool in tools.tools) else None,
         stream=True if stream else None,
+    )
+
+
+def read(data: bytes) -> Answer:
+    """A blocking answer. MsgspecError, UnicodeDecodeError or RecursionError for what is none."""
+    if len(data) <= ORDINARY_BYTES:
+        return _decode_ordinary(data)
+    sealed = _decode_sealed(data)
+    message = sealed.message
+    if not isinstance(message, _SealedMessage):
+        return Answer(message, sealed.finish_reason, sealed.usage)
+    content = at_most(MAX_PARTS, Content)(message.content) if message.content else None
+    return Answer(
+        AssistantMessage(message.role, content, message.tool_calls), sealed.finish_reason, sealed.usage
     )
 
 
@@ -283,7 +316,7 @@ def _offered(tools: Tools) -> tuple[Offered, ...]:
             Function(
                 name=tool.name,
                 description=tool.description,
-                parameters=arguments_schema(tool.parameters),
+                parameters=arguments_schema(tool.parameters, strict=bool(tool.strict)),
             )
         )
         for tool in tools.tools

@@ -8,14 +8,18 @@ import msgspec
 from headgate.core.completion import ResponseFormat
 
 _NOTHING = msgspec.Raw(b'{"type":"object","properties":{}}')
+_STRICTLY_NOTHING = msgspec.Raw(b'{"type":"object","properties":{},"additionalProperties":false}')
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def arguments_schema(parameters: bytes | None) -> msgspec.Raw:
-    """The schema of a function's arguments: always an object's, an empty one where it takes none."""
+def arguments_schema(parameters: bytes | None, *, strict: bool) -> msgspec.Raw:
+    """The schema of a function's arguments: always an object's, an empty one where it takes none.
+
+    Those who hold calls to their schemas (`strict`) want it said that there is nothing else in the object.
+    """
     if parameters is None:
-        return _NOTHING
+        return _STRICTLY_NOTHING if strict else _NOTHING
     fields = _fields(parameters)
     if "type" in fields:
         return msgspec.Raw(parameters)

@@ -1,6 +1,5 @@
 """A request in the OpenAI completion and chat formats: the body of a job's call, and nothing that was not asked for."""
 
-from base64 import b64encode
 from typing import Any, Literal
 
 import msgspec
@@ -8,6 +7,7 @@ from msgspec import Struct
 
 from headgate.config.variants import Variant
 from headgate.core.completion import Image, Job, Message, Prompt, ResponseFormat, Role, Tool, ToolCall, Tools
+from headgate.providers.image_bodies import InBase64, data_url
 
 
 class JSONSchema(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -46,7 +46,7 @@ class TextPart(Struct, frozen=True, kw_only=True):
 
 
 class ImageURL(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    url: str
+    url: str | InBase64
     detail: str | None = None
 
 
@@ -203,10 +203,7 @@ def _called(made: ToolCall) -> FunctionTool:
 def _part(part: str | Image) -> TextPart | ImagePart:
     if isinstance(part, str):
         return TextPart(type="text", text=part)
-    url = part.url or ""
-    if part.data is not None:
-        url = f"data:{part.media_type};base64,{b64encode(part.data).decode()}"
-    return ImagePart(type="image_url", image_url=ImageURL(url=url, detail=part.detail))
+    return ImagePart(type="image_url", image_url=ImageURL(url=data_url(part), detail=part.detail))
 
 
 def _format(asked: ResponseFormat) -> Format:

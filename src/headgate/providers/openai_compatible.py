@@ -17,17 +17,20 @@ from headgate.core.errors import UpstreamError, UpstreamFailed
 from headgate.core.models import ModelSpec
 from headgate.core.ports import Tokenizer
 from headgate.providers import openai_wire as wire
+from headgate.providers.image_bodies import ImageBodies, image_bytes, written
 from headgate.providers.openai_call import call
 from headgate.providers.openai_choice import CheckedChoice, is_checked
 from headgate.providers.openai_stream import StreamedAnswer
 from headgate.providers.openai_tools import tool_calls
 from headgate.providers.openai_unsupported import check_supported
 from headgate.providers.sse_reader import MAX_EVENT_BYTES
-from headgate.providers.upstream import MAX_BYTES_PER_TOKEN, Upstream, bearer
+from headgate.providers.upstream import MAX_BYTES_PER_TOKEN, Body, Upstream, bearer
 
 MAX_BYTES_PER_ALTERNATIVE = 1024
 MAX_SCORED_BYTES = 32 * 1024 * 1024
 """Of echo and log probabilities, in a whole answer or in one event: a whole scored prompt may come as one."""
+MAX_BYTES_PER_ESCAPE = 6
+"""What JSON may make of one byte."""
 
 
 class OpenAICompatible:
@@ -48,7 +51,8 @@ class OpenAICompatible:
         self._upstream = Upstream(
             name, msgspec.structs.replace(settings, query=query), api_key, self._headers, proxy=proxy
         )
-        self._encode = msgspec.json.Encoder().encode
+        self._encode = msgspec.json.Encoder(enc_hook=written).encode
+        self._image_bodies = ImageBodies(self._written)
 
     def unavailable(self, model: ModelSpec) -> str | None:
         return self._upstream.unavailable(model)
@@ -82,6 +86,8 @@ class OpenAICompatible:
             checked = [CheckedChoice(self.name, job, index) for index in range(job.n)]
             surplus = _surplus(job)
             most_event_bytes = MAX_SCORED_BYTES
+            if job.logprobs is None:
+                most_event_bytes = min(MAX_EVENT_BYTES + _echo(job) * MAX_BYTES_PER_ESCAPE, MAX_SCORED_BYTES)
         return self._upstream.stream(
             self._path(job),
             self._body(job, stream=True),
@@ -108,7 +114,13 @@ class OpenAICompatible:
         path = paths.chat if job.shape == "chat" else paths.completion
         return path.replace("{model}", quote(job.model.upstream_name, safe="")) if "{" in path else path
 
-    def _body(self, job: Job, *, stream: bool = False) -> bytes:
+    def _body(self, job: Job, *, stream: bool = False) -> Body:
+        size = image_bytes(job)
+        if size is not None:
+            return self._image_bodies.body(job, size, stream=stream)
+        return self._written(job, stream=stream)
+
+    def _written(self, job: Job, *, stream: bool) -> bytes:
         return self._encode(call(job, self._variant, stream=stream))
 
     def _failed(self, body: bytes) -> UpstreamError | None:
@@ -131,11 +143,14 @@ class OpenAICompatible:
         return tuple(self._choice(job, choice) for choice in choices)
 
     def _choice(self, job: Job, choice: wire.AnswerChoice) -> Choice:
-        text = (choice.text if choice.message is None else choice.message.content) or ""
-        finish = wire.finish_reason(self.name, choice.finish_reason)
+        message = choice.message
+        text = (choice.text if message is None else message.content) or ""
+        refusal = "" if message is None else message.refusal or ""
+        text += refusal
+        finish = wire.finish_reason(self.name, choice.finish_reason, refused=bool(refusal))
         calls: tuple[ToolCall, ...] = ()
-        if job.tools is not None and choice.message is not None and wire.is_given(choice.message.tool_calls):
-            calls = tool_calls(self.name, choice.message.tool_calls)
+        if job.tools is not None and message is not None and wire.is_given(message.tool_calls):
+            calls = tool_calls(self.name, message.tool_calls)
             finish = "tool_calls" if calls and finish == "stop" else finish
         if not is_checked(job):
             return Choice(index=choice.index, text=text, finish_reason=finish, tool_calls=calls)
@@ -153,8 +168,13 @@ class OpenAICompatible:
 
 def _surplus(job: Job) -> int:
     """Bytes that echo and log probabilities may add to a stream."""
-    prompt = 0
-    if job.echo and job.prompt is not None:
-        prompt = len(job.prompt.encode()) if isinstance(job.prompt, str) else len(job.prompt)
+    prompt = _echo(job)
     scores = 0 if job.logprobs is None else (job.logprobs + 1) * MAX_BYTES_PER_ALTERNATIVE
     return min(job.n * (prompt * (MAX_BYTES_PER_TOKEN + scores) + job.max_tokens * scores), MAX_SCORED_BYTES)
+
+
+def _echo(job: Job) -> int:
+    """Bytes of the prompt where it is to come back, or how many tokens they are."""
+    if not job.echo or job.prompt is None:
+        return 0
+    return len(job.prompt.encode()) if isinstance(job.prompt, str) else len(job.prompt)

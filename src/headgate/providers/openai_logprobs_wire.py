@@ -42,9 +42,10 @@ class _ChatEntry(_Token, frozen=True, gc=False):
 
 
 class _Reported(Struct, frozen=True, gc=False):
-    """Both forms: `content` is the chat's, the rest the legacy one's, as parallel arrays."""
+    """Both forms: `content` and `refusal` are the chat's, the rest the legacy one's, as parallel arrays."""
 
     content: list[_ChatEntry] | None = None
+    refusal: list[_ChatEntry] | None = None
     tokens: list[str] | None = None
     token_logprobs: list[float | None] | None = None
     top_logprobs: list[dict[str, float | None] | None] | None = None
@@ -72,10 +73,13 @@ def entries(provider: str, raw: msgspec.Raw, alternatives: int, most: int) -> tu
         reported = _reported(raw)
         if reported is None:
             return ()
-        if len(reported.content or reported.tokens or ()) > most:
+        said = reported.content
+        if reported.refusal:
+            said = [*(said or ()), *reported.refusal]
+        if len(said or reported.tokens or ()) > most:
             raise ValueError("more entries than tokens")
-        if reported.content is not None:
-            read = [_chat_entry(entry, alternatives) for entry in reported.content]
+        if said is not None:
+            read = [_chat_entry(entry, alternatives) for entry in said]
         else:
             read = _legacy_entries(reported, alternatives)
     except (msgspec.MsgspecError, UnicodeError, ValueError, RecursionError) as error:

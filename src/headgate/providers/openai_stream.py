@@ -9,13 +9,13 @@ import msgspec
 
 from headgate.core.completion import Chunk, FinishReason, ToolCallPiece, Usage
 from headgate.core.errors import UpstreamError, UpstreamFailed
+from headgate.providers.bounded_list import ORDINARY_BYTES
 from headgate.providers.openai_choice import CheckedChoice
 from headgate.providers.openai_tools import CallPieces
 from headgate.providers.openai_wire import (
     ABSENT,
     DONE,
     NULL,
-    ORDINARY_BYTES,
     AnswerChoice,
     decode_ordinary,
     error_of,
@@ -40,6 +40,7 @@ class StreamedAnswer:
         "_latest",
         "_plain",
         "_provider",
+        "_refused",
         "_seen",
         "_told",
         "_unfinished",
@@ -67,6 +68,7 @@ class StreamedAnswer:
         self._calls = [CallPieces(provider) for _ in range(n)] if has_tools else None
         self._plain = checked is None and not has_tools
         self._seen: set[int] = set()
+        self._refused: set[int] = set()
         self._unfinished = set(range(n))
         self._usage: Usage | None = None
         self._latest: Usage | None = None
@@ -102,13 +104,16 @@ class StreamedAnswer:
                     seen.add(index)
                     delta = choice.delta
                     text = choice.text if delta is None else delta.content
+                    if not text and delta is not None and delta.refusal:
+                        text = delta.refusal
+                        self._refused.add(index)
                     if not plain:
                         batch += self._looked_into(choice, text or "")
                     elif choice.finish_reason is not None:
                         self._unfinished.discard(index)
-                        batch.append(
-                            Chunk(index, text or "", finish_reason(self._provider, choice.finish_reason))
-                        )
+                        refused = index in self._refused
+                        finish = finish_reason(self._provider, choice.finish_reason, refused=refused)
+                        batch.append(Chunk(index, text or "", finish))
                     elif text:
                         batch.append(Chunk(index, text))
         except UpstreamError as error:
@@ -155,7 +160,7 @@ class StreamedAnswer:
         index, given = choice.index, choice.finish_reason
         ended: FinishReason | None = None
         if given is not None:
-            ended = finish_reason(self._provider, given)
+            ended = finish_reason(self._provider, given, refused=index in self._refused)
             self._unfinished.discard(index)
         pieces: list[ToolCallPiece] = []
         if self._calls is not None:

@@ -6,28 +6,28 @@ nothing that an upstream sends takes more memory than a small multiple of its ow
 """
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from headgate.core.completion import FinishReason, Usage
 from headgate.core.errors import UpstreamError, UpstreamFailed
-from headgate.providers.upstream_errors import from_report
+from headgate.providers.bounded_list import ORDINARY_BYTES, at_most
+from headgate.providers.upstream_errors import from_report, reported_error
 
 DONE = b"[DONE]"
 ABSENT = msgspec.Raw()
 NULL = msgspec.Raw(b"null")
-ORDINARY_BYTES = 64 * 1024
-"""An answer or event beyond this is read with more care: it may hold nothing but a million choices."""
 MAX_TOKENS_REPORTED = 2**40
 """A count beyond this is nonsense, not usage."""
 
 
 class Content(Struct, frozen=True, gc=False):
+    """`refusal`: what the model says instead of what it was asked for."""
+
     content: str | None = None
     tool_calls: msgspec.Raw = ABSENT
+    refusal: str | None = None
 
 
 class AnswerChoice(Struct, frozen=True, gc=False):
@@ -69,44 +69,23 @@ class _SealedAnswer(Struct, frozen=True, gc=False):
     error: msgspec.Raw = ABSENT
 
 
-class ReportedError(Struct, frozen=True):
-    message: str | None = None
-    code: str | int | None = None
-    type: str | None = None
-
-
 decode_ordinary: Callable[[bytes], Answer] = msgspec.json.Decoder(Answer).decode
 _decode_sealed: Callable[[bytes], _SealedAnswer] = msgspec.json.Decoder(_SealedAnswer).decode
 _decode_usage = msgspec.json.Decoder(ReportedUsage).decode
-_decode_error = msgspec.json.Decoder(ReportedError | str).decode
 
 _FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "content_filter": "content_filter"}
 _BROKEN_OFF = ("error", "abort")
 """What OpenRouter, vLLM and SGLang call the end of an answer that they could not finish."""
 
 
-def finish_reason(provider: str, given: str | None) -> FinishReason:
+def finish_reason(provider: str, given: str | None, *, refused: bool = False) -> FinishReason:
     """Ours for theirs. All but these (stop, eos, tool_calls, …) mean that the model ended by itself.
 
-    UpstreamFailed where the upstream says that it broke off.
+    `refused`: what it said is a refusal. UpstreamFailed where the upstream says that it broke off.
     """
     if given in _BROKEN_OFF:
         raise UpstreamFailed(f"The provider {provider} broke its answer off.")
-    return _FINISH_REASONS.get(given or "", "stop")
-
-
-@cache
-def at_most(most: int, item: type[Struct]) -> Callable[[bytes | msgspec.Raw], list[Any]]:
-    """Reads a JSON array of up to so many of these; ValidationError at the first one more, before it takes memory."""
-    places = [(f"place_{place}", item | None, None) for place in range(most)]
-    row = msgspec.defstruct("Row", places, array_like=True, forbid_unknown_fields=True, frozen=True, gc=False)
-    decode = msgspec.json.Decoder(row | None).decode
-
-    def read(raw: bytes | msgspec.Raw) -> list[Any]:
-        found = decode(raw)
-        return [] if found is None else [one for one in msgspec.structs.astuple(found) if one is not None]
-
-    return read
+    return _FINISH_REASONS.get(given or "", "content_filter" if refused else "stop")
 
 
 def is_given(raw: msgspec.Raw) -> bool:
@@ -157,8 +136,4 @@ def usage_of(reported: ReportedUsage | None) -> Usage | None:
 
 def error_of(provider: str, reported: msgspec.Raw, key: str | None) -> UpstreamError:
     """The error that an answer or an event reports. `key` is cut out of any words passed on."""
-    try:
-        found = _decode_error(reported)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        found = ReportedError()
-    return from_report(provider, found if isinstance(found, str) else msgspec.structs.asdict(found), key)
+    return from_report(provider, reported_error(reported), key)

@@ -7,6 +7,8 @@ ends with \\n, \\r\\n or \\r, an event with an empty line, and a block may end a
 from headgate.core.errors import UpstreamFailed
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
+MAX_DATA_LINES = 16 * 1024
+"""Of one event; most have one, and what is written for people to read a few hundred."""
 
 
 class SSEReader:
@@ -24,7 +26,7 @@ class SSEReader:
             block = self._up_to_last_end(block)
         found = []
         for event in block.split(b"\n\n"):
-            if event.startswith(b"data: ") and b"\n" not in event:
+            if len(event) > 6 and event.startswith(b"data: ") and b"\n" not in event:
                 found.append(event[6:])
             elif event and (data := _data(event)):
                 found.append(data)
@@ -57,10 +59,18 @@ class SSEReader:
 
 
 def _data(event: bytes) -> bytes:
-    """The data lines of an event, joined; empty when there are none."""
+    """The data lines of an event, joined; empty when there are none. UpstreamFailed for too many of them.
+
+    Only lines that begin as they do are cut out: others may be many, and cost nothing.
+    """
+    pieces = (b"\n" + event).split(b"\ndata", MAX_DATA_LINES + 1)
+    if len(pieces) > MAX_DATA_LINES + 1:
+        raise UpstreamFailed("The provider sent an event of too many lines.")
     lines = []
-    for line in event.split(b"\n"):
-        field, _, value = line.partition(b":")
-        if field == b"data":
-            lines.append(value.removeprefix(b" "))
+    for piece in pieces[1:]:
+        line, _, _ = piece.partition(b"\n")
+        if line.startswith(b":"):
+            lines.append(line[1:].removeprefix(b" "))
+        elif not line:
+            lines.append(line)
     return b"\n".join(lines)

@@ -1,6 +1,7 @@
 """One upstream service over HTTP, whatever it speaks: its key, connections, refusals and the frame of its streams."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
@@ -16,17 +17,25 @@ if TYPE_CHECKING:
     from headgate.providers.egress.service import Http, Response
 
 T = TypeVar("T")
+Body = bytes | Callable[[], Awaitable[bytes]]
+"""A request's body, or what makes it when the call is made."""
 
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 """Of a blocking answer where nothing better is known; what it is decoded into may take several times as much."""
 
 MAX_ERROR_BYTES = 64 * 1024
+ERROR_BODY_S = 2.0
+"""How long the words of an error may take to come. What it is, its status says already."""
 ALLOWANCE_BYTES = 1024 * 1024
 MAX_BYTES_PER_TOKEN = 4096
 """Of a stream, its wrapping included: what usual upstreams send for a token is a tenth of it."""
 
 MAX_BYTES_PER_PLAIN_TOKEN = 256
 """Of a blocking answer, where tokens have no wrapping: the longest, runs of spaces, have some 128 bytes."""
+
+MAX_WHOLE_BYTES, MAX_STREAM_BYTES = 64 * 1024 * 1024, 256 * 1024 * 1024
+"""Of a blocking answer and of a stream, however many choices and tokens may come: the one is held in memory, the other
+is not."""
 
 
 class EventReader(Protocol):
@@ -91,7 +100,7 @@ class Upstream:
     async def answer(
         self,
         path: str,
-        body: bytes,
+        body: Body,
         on_sent: Callable[[], None],
         *,
         most_tokens: int | None = None,
@@ -111,14 +120,15 @@ class Upstream:
                 raise UpstreamFailed(f"The provider {self.name} answered with something that is not JSON.")
             if most_tokens is None:
                 return await response.read(MAX_ANSWER_BYTES)
-            return await response.read(ALLOWANCE_BYTES + most_tokens * MAX_BYTES_PER_PLAIN_TOKEN + surplus)
+            limit = ALLOWANCE_BYTES + most_tokens * MAX_BYTES_PER_PLAIN_TOKEN + surplus
+            return await response.read(min(limit, MAX_WHOLE_BYTES))
         finally:
             response.close()
 
     async def stream(
         self,
         path: str,
-        body: bytes,
+        body: Body,
         on_sent: Callable[[], None],
         answer: EventReader,
         *,
@@ -140,7 +150,7 @@ class Upstream:
             if not _has_type(response, "text/event-stream"):
                 raise await self._not_a_stream(response, failed)
             reader = SSEReader(most_event_bytes)
-            left = ALLOWANCE_BYTES + most_tokens * MAX_BYTES_PER_TOKEN + surplus
+            left = min(ALLOWANCE_BYTES + most_tokens * MAX_BYTES_PER_TOKEN + surplus, MAX_STREAM_BYTES)
             while not answer.ended:
                 try:
                     block = await response.block()
@@ -181,10 +191,12 @@ class Upstream:
             await self._http.aclose()
 
     async def _open(
-        self, path: str, body: bytes, on_sent: Callable[[], None], deadline: float | None
+        self, path: str, body: Body, on_sent: Callable[[], None], deadline: float | None
     ) -> "Response":
         if self._http is None:
             raise ModelUnavailable(self.reason or "")
+        if not isinstance(body, bytes):
+            body = await body()
         return await self._http.open(path, body, on_sent, deadline=deadline)
 
     async def _not_a_stream(
@@ -201,8 +213,9 @@ class Upstream:
 
     async def _error_body(self, response: "Response") -> bytes:
         try:
-            return await response.read(MAX_ERROR_BYTES)
-        except UpstreamError:
+            async with asyncio.timeout(ERROR_BODY_S):
+                return await response.read(MAX_ERROR_BYTES)
+        except (UpstreamError, TimeoutError):
             return b""  # that it is an error says enough
 
 

@@ -11,7 +11,6 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 import msgspec
-from msgspec import Struct
 
 from headgate.core.errors import (
     UpstreamAuth,
@@ -24,6 +23,8 @@ from headgate.core.errors import (
 )
 
 MAX_MESSAGE = 500
+MAX_REPORT_BYTES = 64 * 1024
+MAX_DEPTH, MAX_ERRORS = 4, 8
 MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1, 120
 
 _OUR_ACCOUNT = re.compile(r"credit balance|plans & billing|organization has been disabled", re.IGNORECASE)
@@ -46,19 +47,8 @@ STATUS_OF_CODE = {
 }
 """What upstreams call errors that come without a status of their own."""
 
-
-class _Reported(Struct, frozen=True):
-    message: str | None = None
-    code: str | int | None = None
-    type: str | None = None
-
-
-class _ErrorBody(Struct, frozen=True):
-    """The three places where upstreams put their words."""
-
-    error: _Reported | str | None = None
-    message: str | None = None
-    detail: str | None = None
+_PLACES_OF_WORDS = ("error", "message", "msg", "detail", "errors")
+"""From the outside in: OpenAI's error has a message, FastAPI's detail a list of them, Gemini sends a list of errors."""
 
 
 def from_status(
@@ -71,36 +61,36 @@ def from_status(
     clock: Callable[[], float] = time.time,
 ) -> UpstreamError:
     """The error for a response that is not a 200. `key` is cut out of any words passed on."""
-    return _error(provider, status, _words(body), _retry_after(headers, clock), key)
+    return _error(provider, status, _words_in(_decoded(body)), _retry_after(headers, clock), key)
+
+
+def reported_error(raw: msgspec.Raw) -> object:
+    """The `error` of a 200 answer or of an event, for `from_report`; None where it is too large or cannot be read."""
+    if memoryview(raw).nbytes > MAX_REPORT_BYTES:
+        return None
+    return _decoded(raw)
 
 
 def from_report(provider: str, reported: object, key: str | None) -> UpstreamError:
     """The error for an `error` object in a 200 answer or in an event."""
-    if isinstance(reported, str):
-        reported = {"message": reported}
-    try:
-        error = msgspec.convert(reported, _Reported)
-    except msgspec.ValidationError:
-        error = _Reported()
-    return _error(provider, _status(error), error.message, None, key)
+    fields = reported if isinstance(reported, dict) else {}
+    return _error(provider, _status(fields.get("code"), fields.get("type")), _words_in(reported), None, key)
 
 
-def _status(error: _Reported) -> int:
-    code = error.code
+def _status(code: object, type_: object) -> int:
+    """What is no code or type (a list, a number with a fraction) says nothing."""
     if isinstance(code, str):
         is_status = len(code) == 3 and code.isascii() and code.isdigit()
         code = int(code) if is_status else STATUS_OF_CODE.get(code)
-    if code is None:
-        code = STATUS_OF_CODE.get(error.type or "")
-    return code if code is not None and 400 <= code <= 599 else 500
+    if not isinstance(code, int) and isinstance(type_, str):
+        code = STATUS_OF_CODE.get(type_)
+    return code if isinstance(code, int) and 400 <= code <= 599 else 500
 
 
-def _error(
-    provider: str, status: int, words: str | None, retry_after: int | None, key: str | None
-) -> UpstreamError:
+def _error(provider: str, status: int, words: str, retry_after: int | None, key: str | None) -> UpstreamError:
     error: UpstreamError
     match status:
-        case 400 if words and _OUR_ACCOUNT.search(words):
+        case 400 if _OUR_ACCOUNT.search(words):
             error = UpstreamAuth(f"The provider {provider} refuses this gateway's own key or account.")
         case 400 | 413 | 422:
             return UpstreamRejected(
@@ -122,19 +112,34 @@ def _error(
     return error
 
 
-def _words(body: bytes) -> str | None:
+def _words_in(found: object, depth: int = 0) -> str:
+    """What an error says to people, wherever upstreams put it; "" where it says nothing.
+
+    Several errors in a list are told one after the other, with the place of the field where they name one.
+    """
+    if isinstance(found, str):
+        return found
+    if depth == MAX_DEPTH:
+        return ""
+    if isinstance(found, list):
+        return "; ".join(filter(None, [_words_in(one, depth + 1) for one in found[:MAX_ERRORS]]))
+    if not isinstance(found, dict):
+        return ""
+    words = next(filter(None, (_words_in(found.get(name), depth + 1) for name in _PLACES_OF_WORDS)), "")
+    where = found.get("loc")
+    if words and isinstance(where, list):
+        return f"{'.'.join(str(step) for step in where if isinstance(step, str | int))}: {words}"
+    return words
+
+
+def _decoded(body: bytes | msgspec.Raw) -> object:
     try:
-        found = msgspec.json.decode(body, type=_ErrorBody)
+        return msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    if isinstance(found.error, str):
-        return found.error
-    return (found.error.message if found.error else None) or found.message or found.detail
 
 
-def _safe(words: str | None, key: str | None) -> str:
-    if not words:
-        return ""
+def _safe(words: str, key: str | None) -> str:
     if key:
         words = words.replace(key, "[key]")
     return words if len(words) <= MAX_MESSAGE else words[: MAX_MESSAGE - 1] + "…"

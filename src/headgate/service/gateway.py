@@ -16,6 +16,7 @@ from headgate.service.circuits import CircuitStatus
 from headgate.service.complete import Completions
 from headgate.service.identity import Identity
 from headgate.service.ids import Ids
+from headgate.service.limits import Limiter
 from headgate.service.metrics import Metrics
 from headgate.service.serving import Serving
 from headgate.service.streams import Streams
@@ -43,6 +44,7 @@ class Gateway:
         self,
         *,
         completions: Completions,
+        limits: Limiter,
         identity: Identity,
         streams: Streams,
         billing: Billing,
@@ -56,6 +58,7 @@ class Gateway:
         engine_statuses: Callable[[], Mapping[str, EngineStatus]],
     ) -> None:
         self.completions = completions
+        self.limits = limits
         self.identity = identity
         self.streams = streams
         self.ledger = ledger

@@ -8,6 +8,7 @@ from tests.support.rendering import context
 
 from headgate.core import errors
 from headgate.core.completion import CompletionRequest, Image, Message
+from headgate.core.media import MAX_IMAGES
 from headgate.dialects.base import Caps, Dialect
 from headgate.dialects.chat import OpenAIChat
 from headgate.dialects.chat_wire import ChatBody

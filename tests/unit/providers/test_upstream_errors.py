@@ -48,6 +48,15 @@ def test_a_reported_error_is_understood_from_its_code_or_type(
         (b'{"error": "bad field"}', "bad field"),
         (b'{"object": "error", "message": "bad field", "code": 400}', "bad field"),
         (b'{"detail": "bad field"}', "bad field"),
+        (b'[{"error": {"code": 400, "message": "bad field", "status": "INVALID_ARGUMENT"}}]', "bad field"),
+        (b'{"error": {"message": "bad field", "code": [1]}}', "bad field"),
+        (b'{"error": {"message": "bad field", "code": 400.0, "type": {}}}', "bad field"),
+        (b'{"error": {"message": {"detail": "bad field"}}}', "bad field"),
+        (b'{"error": null, "errors": [{"message": "bad"}, {"message": "worse"}]}', "bad; worse"),
+        (
+            b'{"detail": [{"type": "missing", "loc": ["body", "messages", 0], "msg": "Field required"}]}',
+            "body.messages.0: Field required",
+        ),
     ],
 )
 def test_the_words_of_a_rejection_are_found(body: bytes, message: str) -> None:
@@ -69,6 +78,12 @@ def test_a_code_of_any_length_is_only_a_code() -> None:
     assert type(from_report("acme", {"code": "429"}, None)) is UpstreamRateLimited
 
 
+def test_a_code_that_is_none_leaves_the_type_and_the_words() -> None:
+    reported = {"message": "bad field", "code": [1], "type": "invalid_request_error"}
+    error = from_report("acme", reported, None)
+    assert (type(error), error.message) == (UpstreamRejected, "bad field")
+
+
 def test_words_about_our_account_are_not_for_clients() -> None:
     words = "Your credit balance is too low to access the API. Please go to Plans & Billing."
     error = from_report("acme", {"message": words, "type": "invalid_request_error"}, None)
@@ -82,32 +97,32 @@ NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [
-        ({}, 1),
+        ({}, None),
         ({"Retry-After": "7"}, 7),
         ({"Retry-After": "7.2"}, 8),
         ({"Retry-After": "0"}, 1),
         ({"Retry-After": "-5"}, 1),
         ({"Retry-After": "999"}, 120),
         ({"Retry-After": "inf"}, 120),
-        ({"Retry-After": "nan"}, 1),
-        ({"Retry-After": "soon"}, 1),
+        ({"Retry-After": "nan"}, None),
+        ({"Retry-After": "soon"}, None),
         ({"Retry-After": "Sun, 06 Nov 1994 08:50:00 GMT"}, 23),
         ({"Retry-After": "Sunday, 06-Nov-94 08:50:00 GMT"}, 23),
         ({"Retry-After": "Sun Nov  6 08:50:00 1994"}, 23),
         ({"Retry-After": "Sun, 06 Nov 1994 09:50:00 +0100"}, 23),
         ({"Retry-After": "Sun, 06 Nov 1994 08:00:00 GMT"}, 1),
         ({"Retry-After": "Sun, 06 Nov 2094 08:49:37 GMT"}, 120),
-        ({"Retry-After": "Sun, 99 Nov 1994 08:49:37 GMT"}, 1),
-        ({"Retry-After": "Sun, 06 Nov 99999999999 08:49:37 GMT"}, 1),
+        ({"Retry-After": "Sun, 99 Nov 1994 08:49:37 GMT"}, None),
+        ({"Retry-After": "Sun, 06 Nov 99999999999 08:49:37 GMT"}, None),
         ({"retry-after-ms": "2500"}, 3),
-        ({"retry-after-ms": "x"}, 1),
+        ({"retry-after-ms": "x"}, None),
         ({"retry-after-ms": "9e9"}, 120),
         ({"Retry-After": "7", "retry-after-ms": "100"}, 7),
         ({"Retry-After": "soon", "retry-after-ms": "2500"}, 3),
     ],
 )
 @pytest.mark.parametrize("status", [429, 503, 529])
-def test_how_long_to_wait_is_kept(status: int, headers: dict[str, str], expected: int) -> None:
+def test_how_long_to_wait_is_kept(status: int, headers: dict[str, str], expected: int | None) -> None:
     error = from_status("acme", status, headers, b"", None, clock=lambda: NOW)
     assert error.retry_after == expected
     assert error.status == status

@@ -28,6 +28,7 @@ def gateway_of(
     files: Any = None
     return Gateway(
         completions=bench.completions,
+        limits=bench.limiter,
         identity=identity,
         streams=bench.streams,
         billing=bench.billing,

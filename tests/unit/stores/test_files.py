@@ -12,7 +12,7 @@ from tests.support.clock import ManualClock
 from headgate.core.errors import LedgerUnavailable, Overloaded
 from headgate.core.files import Owner, UploadedFile
 from headgate.core.ports import Files
-from headgate.stores.files import BLOCK, SWEEP_SECONDS, FolderFiles
+from headgate.stores.files import BLOCK, RESERVED_SECONDS, SWEEP_SECONDS, FolderFiles
 
 KEPT = 3600
 ANN = Owner(account="ann", app="story", user="u1")
@@ -24,8 +24,10 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-def store(folder: Path, clock: ManualClock, blocks: int = 1000) -> FolderFiles:
-    return FolderFiles(folder / "files", clock, blocks * BLOCK)
+def store(
+    folder: Path, clock: ManualClock, blocks: int = 1000, *, each: int = 1000, files_each: int = 1000
+) -> FolderFiles:
+    return FolderFiles(folder / "files", clock, blocks * BLOCK, each * BLOCK, files_each)
 
 
 def upload(clock: ManualClock, content: bytes = PNG, *, owner: Owner = ANN, kept: int = KEPT) -> UploadedFile:
@@ -43,7 +45,13 @@ def upload(clock: ManualClock, content: bytes = PNG, *, owner: Owner = ANN, kept
 
 
 def on_disk(folder: Path) -> set[str]:
-    return {path.name for path in (folder / "files").iterdir()}
+    """Ids of uploads, and names of other things."""
+    return {path.name[:36] for path in (folder / "files").iterdir()}
+
+
+def path_of(folder: Path, file: UploadedFile) -> Path:
+    (path,) = (folder / "files").glob(f"{file.id}*")
+    return path
 
 
 def test_what_is_saved_is_loaded_whole(tmp_path: Path, clock: ManualClock) -> None:
@@ -66,7 +74,7 @@ def test_no_other_user_of_the_machine_can_read_it(tmp_path: Path, clock: ManualC
     file = upload(clock)
     store(tmp_path, clock).save(file, PNG)
     assert (tmp_path / "files").stat().st_mode & 0o777 == 0o700
-    assert (tmp_path / "files" / file.id).stat().st_mode & 0o777 == 0o600
+    assert path_of(tmp_path, file).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
@@ -184,6 +192,92 @@ def test_many_tiny_files_fill_it_too(tmp_path: Path, clock: ManualClock) -> None
         files.save(upload(clock), PNG)
 
 
+def test_one_account_s_bytes_are_bounded_and_another_s_room_is_left(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    files = store(tmp_path, clock, each=2)
+    first = upload(clock, kept=10)
+    files.save(first, PNG)
+    files.save(upload(clock, owner=Owner(account="ann", app="other", user="u2")), PNG)
+    with pytest.raises(Overloaded, match=f"at most {2 * BLOCK} bytes"):
+        files.save(upload(clock), PNG)
+    bob = Owner(account="bob", app="story", user="u1")
+    files.save(upload(clock, owner=bob), PNG)
+    with pytest.raises(Overloaded, match="This account"):  # also after a restart
+        store(tmp_path, clock, each=2).save(upload(clock), PNG)
+    clock.advance(10)
+    files.save(upload(clock), PNG)
+    assert first.id not in on_disk(tmp_path)
+
+
+def test_one_account_s_files_are_counted(tmp_path: Path, clock: ManualClock) -> None:
+    files = store(tmp_path, clock, files_each=2)
+    for _ in range(2):
+        files.save(upload(clock), PNG)
+    with pytest.raises(Overloaded, match="at most 2 files"):
+        files.save(upload(clock), PNG)
+    files.save(upload(clock, owner=Owner(account="bob", app=None, user=None)), PNG)
+    assert len(on_disk(tmp_path)) == 3
+
+
+def test_what_is_reserved_is_as_good_as_taken_until_it_is_released(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    files = store(tmp_path, clock, blocks=4)
+    coming = str(uuid.uuid4())
+    assert files.reserve(coming, "ann", 3 * BLOCK) == tmp_path / "files"
+    with pytest.raises(Overloaded, match="no room"):
+        files.reserve(str(uuid.uuid4()), "bob", 2 * BLOCK)
+    with pytest.raises(Overloaded, match="no room"):
+        files.save(upload(clock, bytes(BLOCK)), bytes(BLOCK))
+    files.release(coming, "ann")
+    files.release(coming, "ann")
+    files.reserve(str(uuid.uuid4()), "bob", 4 * BLOCK)
+
+
+def test_an_upload_is_saved_in_the_room_that_was_reserved_for_it(tmp_path: Path, clock: ManualClock) -> None:
+    files = store(tmp_path, clock, blocks=4)
+    file = upload(clock)
+    files.reserve(file.id, "ann", 4 * BLOCK)
+    files.save(file, PNG)
+    files.release(file.id, "ann")
+    assert files.load(file.id, ANN) == (file, PNG)
+    files.reserve(str(uuid.uuid4()), "ann", 3 * BLOCK)  # what it does not need is free
+    with pytest.raises(Overloaded):
+        files.reserve(str(uuid.uuid4()), "ann", 1)
+
+
+def test_reservations_count_among_an_account_s_files(tmp_path: Path, clock: ManualClock) -> None:
+    files = store(tmp_path, clock, each=3, files_each=2)
+    files.reserve(str(uuid.uuid4()), "ann", 2 * BLOCK)
+    with pytest.raises(Overloaded, match="bytes together"):
+        files.reserve(str(uuid.uuid4()), "ann", 2 * BLOCK)
+    files.reserve(str(uuid.uuid4()), "ann", 1)
+    with pytest.raises(Overloaded):
+        files.reserve(str(uuid.uuid4()), "ann", 0)
+
+
+def test_a_reservation_that_nobody_released_ends_by_itself(tmp_path: Path, clock: ManualClock) -> None:
+    files = store(tmp_path, clock, blocks=1)
+    files.reserve(str(uuid.uuid4()), "ann", 1)
+    clock.advance(RESERVED_SECONDS)
+    file = upload(clock)
+    files.save(file, PNG)
+    assert files.load(file.id, ANN) == (file, PNG)
+
+
+def test_being_full_is_said_without_going_through_all_files_again(
+    tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = store(tmp_path, clock, blocks=1)
+    files.save(upload(clock), PNG)
+    swept: list[FolderFiles] = []
+    monkeypatch.setattr(FolderFiles, "_sweep", swept.append)
+    with pytest.raises(Overloaded):
+        files.save(upload(clock), PNG)
+    assert swept == []
+
+
 def test_threads_together_never_go_beyond_the_bound(tmp_path: Path, clock: ManualClock) -> None:
     files = store(tmp_path, clock, blocks=5)
 
@@ -222,7 +316,7 @@ def test_a_damaged_file_is_none(tmp_path: Path, clock: ManualClock, stored: byte
     files = store(tmp_path, clock)
     file = upload(clock)
     files.save(file, PNG)
-    (tmp_path / "files" / file.id).write_bytes(stored)
+    path_of(tmp_path, file).write_bytes(stored)
     assert files.load(file.id, ANN) is None
 
 
@@ -230,7 +324,7 @@ def test_a_file_cut_short_is_none(tmp_path: Path, clock: ManualClock) -> None:
     files = store(tmp_path, clock)
     file = upload(clock)
     files.save(file, PNG)
-    path = tmp_path / "files" / file.id
+    path = path_of(tmp_path, file)
     path.write_bytes(path.read_bytes()[:-1])
     assert files.load(file.id, ANN) is None
 

@@ -5,6 +5,7 @@ import json
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from headgate.config import DEFAULT_APP
 from headgate.core.files import Owner
 from headgate.dialects.dify import Dify
 from headgate.providers.fake import Fake
+from headgate.stores.files import FolderFiles
 from headgate.web.json_endpoints import JsonEndpoint
 from headgate.web.uploads import (
     MAX_FIELD_BYTES,
@@ -32,6 +34,7 @@ PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\r\n--not the boundary\r\n"
 MAX = 2_000_000
 BOUNDARY = "a-boundary"
 Message = MutableMapping[str, Any]
+_TEMPORARY = tempfile.TemporaryFile
 
 
 def part(name: str, content: bytes, *, filename: str | None = None, more: str = "") -> bytes:
@@ -67,6 +70,7 @@ class Web:
         headers: dict[str, str] | None = None,
         key: str | None = None,
         limits: UploadLimits | None = None,
+        app: JsonEndpoint | None = None,
         receive: Callable[[], Awaitable[Message]] | None = None,
     ) -> Reply:
         given = {"Authorization": f"Bearer {key or self.caller.key}"} | (headers or {})
@@ -82,7 +86,7 @@ class Web:
         async def send(message: Message) -> None:
             sent.append(message)
 
-        app = self.endpoint(limits or self.limits)
+        app = app or self.endpoint(limits or self.limits)
         await app(scope_of("POST", "/files/upload", given), receive or receive_pieces, send)
         assert sent, "no answer"
         start, *bodies = sent
@@ -91,7 +95,9 @@ class Web:
 
     @property
     def stored(self) -> set[str]:
-        return {path.name for path in (self.inside.settings.data_dir / "files").iterdir()}
+        """The ids of the uploads, and whatever else is in their folder."""
+        names = [path.name for path in (self.inside.settings.data_dir / "files").iterdir()]
+        return {name[:36] if len(name) == 53 else name for name in names}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -112,6 +118,7 @@ def spools(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return made[-1]
 
     monkeypatch.setattr("starlette.formparsers.SpooledTemporaryFile", spool)
+    monkeypatch.setattr("headgate.web.uploads.SpooledTemporaryFile", spool)
     yield made
     assert all(file.closed for file in made)
 
@@ -133,7 +140,7 @@ async def test_an_upload_is_answered_and_kept_for_its_user(web: Web, spools: lis
     file, content = kept
     assert content == PNG
     assert (file.created, file.expires) == (shown["created_at"], shown["created_at"] + 60)
-    assert len(spools) == 1
+    assert len(spools) == 2  # the parser's own, which holds nothing, and ours
 
 
 @pytest.mark.parametrize("user", [b"", None])
@@ -157,6 +164,35 @@ async def test_a_file_that_does_not_stay_in_memory_arrives_whole(web: Web) -> No
     body = form(part("file", content, filename="big.png"), USER)
     reply = await web.send(*(body[at : at + 65536] for at in range(0, len(body), 65536)))
     assert (reply.status, reply.json["size"]) == (201, MAX)
+
+
+async def test_what_does_not_stay_in_memory_waits_in_the_store_s_own_folder(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = web.inside.settings.data_dir / "files"
+    places: list[str] = []
+
+    def in_place(*args: Any, **kwargs: Any) -> Any:
+        places.append(kwargs["dir"])
+        return _TEMPORARY(*args, **kwargs)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", in_place)
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    body = form(part("file", PNG.ljust(MAX, b"x"), filename="big.png"))
+    assert (await web.send(*(body[at : at + 65536] for at in range(0, len(body), 65536)))).status == 201
+    assert places == [str(folder)]
+    assert all(uuid.UUID(name) for name in web.stored)
+
+
+async def test_a_disk_that_is_full_while_a_form_arrives_is_said(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    reply = await web.send(form(part("file", PNG.ljust(MAX, b"x"), filename="big.png")))
+    assert_refused(web, reply, 503, "completion_request_error")
 
 
 async def test_a_form_without_a_last_boundary_is_refused_wherever_it_breaks_off(web: Web) -> None:
@@ -346,7 +382,7 @@ async def test_a_client_that_leaves_gets_nothing_and_leaves_nothing(web: Web, sp
 
     with pytest.raises(AssertionError, match="no answer"):
         await web.send(receive=receive)
-    assert (web.stored, len(spools)) == (stored, 1)
+    assert (web.stored, len(spools)) == (stored, 2)
 
 
 async def test_names_are_cleaned_and_never_empty(web: Web) -> None:
@@ -371,6 +407,84 @@ async def test_while_draining_nothing_is_taken(web: Web) -> None:
         web.inside.gateway.draining = False
     assert_refused(web, reply, 503, "completion_request_error")
     assert "retry-after" in reply.headers
+
+
+class Hanging:
+    """A form of which the beginning has come and the rest comes when `rest` is set."""
+
+    def __init__(self) -> None:
+        body = form(FILE)
+        self._pieces = [body[:50], body[50:]]
+        self.rest, self.begun = asyncio.Event(), asyncio.Event()
+
+    async def receive(self) -> Message:
+        if self.begun.is_set():
+            await self.rest.wait()
+        self.begun.set()
+        return {"type": "http.request", "body": self._pieces.pop(0), "more_body": bool(self._pieces)}
+
+
+async def unread() -> Message:
+    raise AssertionError("the body was read")
+
+
+async def test_uploads_at_the_same_time_are_bounded_for_each_account_and_all_together(web: Web) -> None:
+    limits = UploadLimits(max_bytes=MAX, keep_s=60, at_once=3, at_once_each=2)
+    app, bob, cid = web.endpoint(limits), web.inside.caller("bob"), web.inside.caller("cid")
+    forms = [Hanging() for _ in range(3)]
+    keys = [web.caller.key, web.caller.key, bob.key]
+    running = []
+    for hanging, key in zip(forms, keys, strict=True):
+        running.append(asyncio.ensure_future(web.send(receive=hanging.receive, key=key, app=app)))
+        await hanging.begun.wait()
+        if len(running) == 2:
+            reply = await web.send(receive=unread, app=app)  # ann has two
+            assert_refused(web, reply, 503, "completion_request_error")
+            assert int(reply.headers["retry-after"]) > 0
+    reply = await web.send(receive=unread, key=cid.key, app=app)  # all have three
+    assert_refused(web, reply, 503, "completion_request_error")
+    for hanging in forms:
+        hanging.rest.set()
+    assert [reply.status for reply in await asyncio.gather(*running)] == [201] * 3
+    assert (await web.send(form(FILE), app=app)).status == 201
+
+
+async def test_room_is_taken_before_the_body_is_read_and_given_back(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = FolderFiles(tmp_path / "files", web.inside.gateway.clock, 5_000_000)
+    monkeypatch.setattr(web.inside.gateway, "files", files)
+    forms = [Hanging(), Hanging()]
+    running = []
+    for hanging in forms:
+        running.append(asyncio.ensure_future(web.send(receive=hanging.receive)))
+        await hanging.begun.wait()
+    # Two of at most 2 MB may come, so a third has no place.
+    reply = await web.send(receive=unread)
+    assert_refused(web, reply, 503, "completion_request_error")
+    small = await web.send(form(FILE), headers={"Content-Length": "300"})
+    assert small.status == 201
+    running[0].cancel()
+    await asyncio.wait([running[0]])
+    assert (await web.send(form(FILE))).status == 201
+    forms[1].rest.set()
+    assert (await running[1]).status == 201
+
+
+async def test_refused_forms_give_their_room_back(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = FolderFiles(tmp_path / "files", web.inside.gateway.clock, 2_100_000)
+    monkeypatch.setattr(web.inside.gateway, "files", files)
+    for body in (b"garbage", form(USER), form(part("file", b"<html>", filename="x.png"))):
+        assert (await web.send(body)).status in (400, 415)
+    assert (await web.send(form(FILE))).status == 201
+
+
+async def test_an_account_without_money_uploads_nothing(web: Web) -> None:
+    poor = web.inside.caller("poor", usd=0)
+    reply = await web.send(receive=unread, key=poor.key)
+    assert_refused(web, reply, 400, "provider_quota_exceeded")
 
 
 async def test_nothing_is_left_in_the_folder_but_whole_uploads(web: Web) -> None:

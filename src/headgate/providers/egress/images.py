@@ -121,7 +121,12 @@ class ImageFetcher:
         try:
             async with asyncio.timeout(self._timeout_s):
                 yield
-        except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:  # a TimeoutError is an OSError
+        except (
+            aiohttp.ClientError,
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # a TimeoutError is an OSError
             if self._closed:
                 raise _closing() from error
             if isinstance(error, RuntimeError):

@@ -157,16 +157,6 @@ async def test_a_model_that_takes_one_of_temperature_and_top_p_gets_one(
     assert {name: body[name] for name in ("temperature", "top_p") if name in body} == steering
 
 
-async def test_both_of_temperature_and_top_p_are_refused_where_the_model_refuses_them(
-    provider: Anthropic,
-) -> None:
-    sampling = Sampling(temperature=0.5, top_p=0.5)
-    assert await provider.count_prompt(chat(sampling=sampling)) is None
-    with pytest.raises(InvalidRequest) as raised:
-        await provider.count_prompt(chat(sampling=sampling, model=model(refuses=("temperature+top_p",))))
-    assert (raised.value.param, raised.value.code) == ("top_p", "unsupported_parameter")
-
-
 async def test_a_last_word_of_the_assistant_s_is_refused_where_the_model_refuses_it(
     provider: Anthropic,
 ) -> None:
@@ -178,6 +168,10 @@ async def test_a_last_word_of_the_assistant_s_is_refused_where_the_model_refuses
     with pytest.raises(InvalidRequest) as raised:
         await provider.count_prompt(chat(messages=said, model=picky))
     assert (raised.value.param, raised.value.code) == ("messages", "unsupported_parameter")
+    with pytest.raises(InvalidRequest):
+        await provider.count_prompt(
+            chat(messages=(*said, Message(role="system", content="Be brief.")), model=picky)
+        )
 
 
 # --- deadlines, and what failures cost --------------------------------------------------------------------------

@@ -5,16 +5,20 @@ import contextlib
 import gzip
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from tests.support.certificates import Authority
+from tests.support.until import until
 
-from headgate.core.errors import InvalidRequest
+from headgate.core.errors import InvalidRequest, Overloaded
 from headgate.core.ports import ImageSource
+from headgate.providers.egress import lookups
 from headgate.providers.egress.addresses import Address, parsed
-from headgate.providers.egress.images import ImageFetcher
+from headgate.providers.egress.images import MAX_FETCHES, MAX_FETCHES_EACH, ImageFetcher
+from headgate.providers.egress.late import LateImages
 
 PARAM = "messages[0].content[1].image_url.url"
 IMAGE = b"\x89PNG\r\n\x1a\n" + b"x" * 1000
@@ -510,3 +514,145 @@ async def test_urls_of_public_hosts_pass_the_look(fetcher: Fetchers, url: str) -
 async def test_urls_have_a_greatest_length(fetcher: Fetchers) -> None:
     error = await refused(fetcher(), "http://public.test/" + "x" * 9000)
     assert "8192" in error.message
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("http://public.test?@127.0.0.1/", "http://public.test/?@127.0.0.1/"),
+        ("HTTP://PUBLIC.test", "http://public.test"),
+        ("https://bücher.test/ä?ö", "https://xn--bcher-kva.test/%C3%A4?%C3%B6"),
+        ("https://public.test:443/a", "https://public.test/a"),
+        (f"http://{PUBLIC}/a.png?x=1&y=%20#z", f"http://{PUBLIC}/a.png?x=1&y=%20#z"),
+    ],
+)
+async def test_a_url_that_was_checked_is_told_as_it_was_read(
+    fetcher: Fetchers, given: str, read: str
+) -> None:
+    async def anything(host: str, port: int) -> Sequence[str]:
+        return [PUBLIC]
+
+    assert await fetcher(resolve=anything).check(given, PARAM) == read
+
+
+# --- one caller among others ------------------------------------------------------------------------------------
+
+
+class SlowNames:
+    """A resolver for which names that begin with `slow` stay without an answer until it is `opened`."""
+
+    def __init__(self) -> None:
+        self.opened = asyncio.Event()
+        self.asked: list[str] = []
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        self.asked.append(host)
+        if host.startswith("slow"):
+            await self.opened.wait()
+        return ["127.0.0.1"]
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookups, "LOOKUP_S", 0.2)
+
+
+@pytest.mark.usefixtures("brief")
+async def test_slow_names_of_one_caller_are_in_nobody_else_s_way(site: Site, fetcher: Fetchers) -> None:
+    names = SlowNames()
+    images = fetcher(permitted=loopback, resolve=names)
+    slow = [f"http://slow{number}.test/" for number in range(lookups.MAX_LOOKUPS)]
+    asking = [asyncio.ensure_future(images.check(url, PARAM, caller="mallory")) for url in slow]
+    await until(lambda: len(names.asked) == lookups.MAX_LOOKUPS_EACH)
+    assert await images.fetch(f"http://pictures.test:{site.port}/", PARAM, caller="ann") == IMAGE
+    failed = await asyncio.gather(*asking, return_exceptions=True)
+    # Those that were asked took too long; the others had no place, which is not their URLs' fault.
+    kinds = [type(error) for error in failed]
+    assert kinds.count(InvalidRequest) == lookups.MAX_LOOKUPS_EACH
+    assert kinds.count(Overloaded) == len(slow) - lookups.MAX_LOOKUPS_EACH
+    # Their threads are busy still, whoever gave up.
+    with pytest.raises(Overloaded):
+        await images.check("http://quick.test/", PARAM, caller="mallory")
+    assert "quick.test" not in names.asked
+    names.opened.set()
+    await images.check("http://quick.test/", PARAM, caller="mallory")
+
+
+@pytest.mark.usefixtures("brief")
+async def test_the_system_s_slow_names_keep_nobody_else_waiting(
+    fetcher: Fetchers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, asked = threading.Event(), []
+
+    def look(host: str, port: int, **_: object) -> list[object]:
+        asked.append(host)
+        if host.startswith("slow"):
+            opened.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    images = fetcher(permitted=loopback)
+    try:
+        slow = [f"http://slow{number}.test/" for number in range(20)]
+        asking = [asyncio.ensure_future(images.check(url, PARAM, caller="mallory")) for url in slow]
+        await until(lambda: len(asked) == lookups.MAX_LOOKUPS_EACH)
+        assert await images.check("http://quick.test/", PARAM, caller="ann") == "http://quick.test/"
+        await asyncio.gather(*asking, return_exceptions=True)
+    finally:
+        opened.set()
+
+
+async def test_slow_hosts_of_one_caller_are_in_nobody_else_s_way(site: Site, fetcher: Fetchers) -> None:
+    async with serving() as tarpit:
+        tarpit.answer, tarpit.silent_after = b"", True
+        images = fetcher(timeout_s=1, permitted=loopback)
+        slow = f"http://127.0.0.1:{tarpit.port}/"
+        asking = [
+            asyncio.ensure_future(images.fetch(slow, PARAM, caller="mallory")) for _ in range(MAX_FETCHES)
+        ]
+        await until(lambda: tarpit.accepted == MAX_FETCHES_EACH)
+        assert await images.fetch(f"http://127.0.0.1:{site.port}/", PARAM, caller="ann") == IMAGE
+        assert tarpit.accepted == MAX_FETCHES_EACH
+        for call in asking:
+            call.cancel()
+        await asyncio.wait(asking)
+        # Every place is free again.
+        together = [
+            images.fetch(f"http://127.0.0.1:{site.port}/", PARAM, caller="mallory") for _ in range(20)
+        ]
+        assert await asyncio.gather(*together) == [IMAGE] * 20
+
+
+# --- the end ----------------------------------------------------------------------------------------------------
+
+
+async def test_after_the_end_nothing_is_fetched_and_that_is_not_the_url_s_fault(
+    site: Site, fetcher: Fetchers
+) -> None:
+    url = f"http://127.0.0.1:{site.port}/"
+    used, unused = fetcher(permitted=loopback), fetcher(permitted=loopback)
+    made: list[ImageFetcher] = []
+
+    def make() -> ImageFetcher:
+        made.append(unused)
+        return unused
+
+    late, never = LateImages(lambda: used), LateImages(make)
+    assert await late.fetch(url, PARAM) == IMAGE
+    for images in (late, never, unused):
+        await images.aclose()
+    for images in (used, unused, late, never):
+        for asked in (images.fetch(url, PARAM), images.check("http://public.test/", PARAM)):
+            with pytest.raises(Overloaded, match="shutting down"):
+                await asked
+    assert made == []
+
+
+async def test_a_fetch_under_way_at_the_end_is_not_the_url_s_fault(site: Site, fetcher: Fetchers) -> None:
+    site.answer, site.silent_after = b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\nx", True
+    images = fetcher(permitted=loopback)
+    call = asyncio.ensure_future(images.fetch(f"http://127.0.0.1:{site.port}/", PARAM))
+    await site.asked.wait()
+    await images.aclose()
+    with pytest.raises(Overloaded):
+        await call
