@@ -18,7 +18,7 @@ from headgate.core.money import FemtoUSD, NanoUSD, price_of
 from headgate.service.fanout import jobs_for
 from headgate.service.mapping import check_mapping
 from headgate.service.margins import MarginRules
-from headgate.service.plan import Plan, PlannedJob, PlannedModel, bounded, ceiling_of, check_scores
+from headgate.service.plan import Plan, PlannedJob, PlannedModel, bounded_together, ceiling_of, check_scores
 from headgate.service.routing import Router, moves_on
 from headgate.service.serving import Served, Serving
 
@@ -207,7 +207,7 @@ class _Entries:
             elif job.prompt not in counted:
                 counting = provider.count_prompt(job)
                 counted[job.prompt] = await (_soon(counting) if hurried else counting)
-            planned.append(bounded(request, job, counted[job.prompt], self._deadline))
+            planned.append(bounded_together(request, job, counted[job.prompt], self._deadline))
         check_scores(planned)
         return self._planned(entry, spec, jobs=tuple(planned))
 

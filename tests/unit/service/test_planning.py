@@ -403,6 +403,19 @@ def test_planning_leaves_the_job_as_it_was() -> None:
     assert msgspec.structs.replace(planned.job, max_tokens=0) == original
 
 
+class TestSeveralPromptsInOneCall:
+    async def test_the_hold_is_that_of_single_calls_and_each_prompt_must_fit(self) -> None:
+        asked = request("one two", "three" * 9, "x", n=2, max_tokens=10)
+        together = (await Workbench(spec(takes_prompts=True)).planner.plan(asked, ANN)).models[0]
+        apart = (await Workbench(spec()).planner.plan(asked, ANN)).models[0]
+        assert (len(together.jobs), len(apart.jobs)) == (1, 3)
+        assert together.ceiling == apart.ceiling
+        assert together.jobs[0].likely == sum(job.likely for job in apart.jobs)
+        small = spec(takes_prompts=True, context_window=64, max_input_tokens=64)
+        with pytest.raises(InvalidRequest, match=r"context|takes at most"):
+            await Workbench(small).planner.plan(request("a", "b" * 4000), ANN)
+
+
 class TestImagesAndTools:
     """What the prompt is held for besides its text."""
 
