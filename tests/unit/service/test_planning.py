@@ -441,6 +441,23 @@ class TestImagesAndTools:
         asked = request(messages=(*said("hi"), *turns), tools=Tools(tools=(tool,)))
         assert (await bench.planner.plan(asked, ANN)).models[0].jobs[0].bound >= without + 7 + 50 + 100 + 200
 
+    async def test_images_are_not_sent_more_often_than_is_good_for_anybody(self) -> None:
+        image = Image(data=b"x" * 2**20, media_type="image/png")
+
+        class Loader:
+            async def load(
+                self, asked: CompletionRequest, principal: Principal, *, keep_urls: bool
+            ) -> CompletionRequest:
+                return asked
+
+        loader: Any = Loader()
+        messages = (Message(role="user", content="", parts=(image,)),)
+        bench = Workbench(spec(mode="chat", vision=True, takes_n=False), images=loader)
+        await bench.ask(request(messages=messages, looks=True, n=64, max_tokens=1))
+        with pytest.raises(InvalidRequest, match="at most 64 with images") as refusal:
+            await bench.ask(request(messages=messages, looks=True, n=65, max_tokens=1))
+        assert refusal.value.param == "n"
+
     async def test_images_by_name_are_loaded_before_anything_is_held(self) -> None:
         class Loader:
             def __init__(self) -> None:
