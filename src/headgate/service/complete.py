@@ -9,11 +9,12 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
+from typing import Literal
 
 import structlog
 from msgspec import structs
 
-from headgate.core.accounts import Hold, Principal, Settlement
+from headgate.core.accounts import Hold, Kept, Principal, Settlement
 from headgate.core.completion import (
     Answer,
     Chunk,
@@ -22,10 +23,13 @@ from headgate.core.completion import (
     FinishReason,
     Job,
     ModelAnswer,
+    Outcome,
     StreamEnd,
 )
 from headgate.core.errors import GatewayError, InternalError, Overloaded, UpstreamFailed, UpstreamTimeout
+from headgate.core.money import NanoUSD
 from headgate.core.ports import Clock, Provider
+from headgate.service import replays
 from headgate.service.billing import Bill, Billing
 from headgate.service.limits import Limiter
 from headgate.service.meter import JobMeter, Meter, ModelMeter
@@ -36,6 +40,8 @@ from headgate.service.routing import Router, moves_on
 from headgate.service.streams import Running, RunningStream, Streams
 
 log = structlog.get_logger("headgate.complete")
+
+NOTHING_SETTLED = Settlement(price=NanoUSD(0), balance_before=NanoUSD(0), balance_after=NanoUSD(0))
 
 
 class Completions:
@@ -107,6 +113,10 @@ class Completions:
     async def _run(self, request: CompletionRequest, principal: Principal, running: Running) -> StreamEnd:
         _refuse_stopped(running)
         started = running.started_at = self._clock.monotonic()
+        if request.idempotency is not None:
+            kept = await self._billing.ledger.remembered(request.idempotency)
+            if kept is not None:
+                return await self._replay(kept, running)
         plan = await self._planner.plan(request, principal)
         running.limit_headers = self._limits.admit(principal, plan.token_ceiling)
         try:
@@ -139,15 +149,21 @@ class Completions:
             del self._metered[id(meter)]
             bill = self._bill(plan, meter, running, failure)
             self._limits.used(principal, plan.token_ceiling, _tokens(bill))
-            settlement = await self._billing.close(hold, bill, partial(self._unanswered, plan, meter, bill))
+            keyed = request.idempotency is not None
+            settlement = await self._billing.close(
+                hold,
+                bill,
+                partial(self._unanswered, plan, meter, bill),
+                keyed=keyed,
+                outcome=self._outcome(plan, meter, bill, running, failure, started) if keyed else None,
+            )
         answer = self._answer(plan, meter, bill, settlement, started)
         self._metrics.request(answer, plan, running, failure)
         if failure is not None:
             raise failure
         if running.stop_reason is None:
             return StreamEnd(kind="completed", answer=answer)
-        draining = Overloaded("The gateway is shutting down.") if running.stop_reason == "draining" else None
-        return StreamEnd(kind="aborted", answer=answer, error=draining)
+        return StreamEnd(kind="aborted", answer=answer, error=_reason_to_stop(running))
 
     async def _call(self, plan: Plan, meter: Meter, running: Running) -> None:
         if len(meter.models) == 1:
@@ -246,6 +262,44 @@ class Completions:
             first = meter.planned.job.first_index
             await running.put([_placed(chunk, first) for chunk in batch] if first else batch)
 
+    def _outcome(
+        self,
+        plan: Plan,
+        meter: Meter,
+        bill: Bill,
+        running: Running,
+        failure: GatewayError | None,
+        started: float,
+    ) -> bytes | None:
+        """What is kept of a keyed request; nothing of one that failed and was not charged: it may be tried again."""
+        if failure is not None and not any(charge.price for charge in bill.charges):
+            return None
+        kind: Literal["completed", "aborted", "failed"] = "completed"
+        error = failure
+        if failure is not None:
+            kind = "failed"
+        elif running.stop_reason is not None:
+            kind = "aborted"
+            error = _reason_to_stop(running)
+        # Its balances are those of the settling transaction, which keeps them beside it.
+        answer = self._answer(plan, meter, bill, NOTHING_SETTLED, started)
+        return replays.encode(Outcome(kind=kind, answer=answer, error=error))
+
+    async def _replay(self, kept: Kept, running: Running) -> StreamEnd:
+        """The answer of the same request, given again; nobody is asked and nothing is charged."""
+        outcome = replays.decode(kept)
+        answer = outcome.answer
+        running.replayed = answer.request
+        running.admitted = True
+        running.providers = answer.providers
+        running.served[:] = [model.model for model in answer.models]
+        if isinstance(running, RunningStream):
+            await running.put(replays.chunks(answer))
+        if outcome.kind == "failed" and outcome.error is not None:
+            raise outcome.error
+        kind: Literal["completed", "aborted"] = "completed" if outcome.kind == "completed" else "aborted"
+        return StreamEnd(kind=kind, answer=answer, error=outcome.error)
+
     def _bill(self, plan: Plan, meter: Meter, running: Running, failure: GatewayError | None) -> Bill:
         """Errors are never charged; a broken stream is charged for what was delivered."""
         if failure is not None:
@@ -329,6 +383,11 @@ async def _outlast(tasks: Sequence["asyncio.Task[None]"]) -> None:
             cancelled = True
     if cancelled:
         raise asyncio.CancelledError
+
+
+def _reason_to_stop(running: Running) -> GatewayError | None:
+    """None where the client wanted it."""
+    return Overloaded("The gateway is shutting down.") if running.stop_reason == "draining" else None
 
 
 def _refuse_stopped(running: Running) -> None:
