@@ -149,7 +149,7 @@ async def test_a_stream_under_way_ends_as_it_began_though_its_provider_is_gone(p
             PROVIDER.format(name="other", url=other.url)
             + MODEL.format(name="old", provider="other", price="0.50")
         )
-        await place.server.cli("reload")
+        assert (await place.server.cli("reload"))["providers"] == ["acme", "other"]
         assert (await place.client.blocking("openai", "old"))[0] == 200
         assert len(other.requests) == 1
         place.up.release()

@@ -340,7 +340,7 @@ async def test_the_choice_of_a_tool_is_said_in_each_format_or_refused(
     assert body.get("tool_choice") == anthropic
     assert body["tools"][1] == {
         "name": "tell_time",
-        "input_schema": {"type": "object", "properties": {}},
+        "input_schema": {"type": "object", "properties": {}, "additionalProperties": False},
         "strict": True,
     }
     before = kinds.asked

@@ -45,7 +45,8 @@ FIXED = {field.name for field in msgspec.structs.fields(Settings)} - {
 class ReloadReport(Struct, frozen=True, kw_only=True):
     """What a reload did. `problem`: why nothing was changed. Names of models are qualified (provider/name).
 
-    `needs_restart`: sections that differ from what runs and that a reload does not touch.
+    `providers` are new, changed or gone; their connections, and what counts them, begin anew. `needs_restart`: sections
+    that differ from what runs and that a reload does not touch.
     """
 
     problem: str | None = None
@@ -53,6 +54,7 @@ class ReloadReport(Struct, frozen=True, kw_only=True):
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
     needs_restart: tuple[str, ...] = ()
 
 
@@ -142,7 +144,11 @@ class Reloading:
         gateway.serving.circuits.keep(one for one in everywhere if one.provider in kept)
         gone = [provider for name, provider in before.providers.items() if name not in kept]
         self._later(self._close(gone))
-        return _report(before.catalog.models, catalog.models, fixed)
+        new = [name for name in providers if name not in before.providers]
+        report = _report(before.catalog.models, catalog.models, fixed)
+        return msgspec.structs.replace(
+            report, providers=tuple(dict.fromkeys([*(one.name for one in gone), *new]))
+        )
 
     def _providers(self, settings: Settings, before: Mapping[str, Provider]) -> dict[str, Provider]:
         """Those whose settings are the same stay as they are, unless they go by files: those may be new."""

@@ -43,6 +43,9 @@ def usage(
                         "source": record.row.source,
                         "cost_nano_usd": record.row.cost,
                         "price_nano_usd": record.row.price,
+                        "provider": record.row.provider,
+                        "attempts": record.row.attempts,
+                        "failed_cost_nano_usd": record.row.failed_cost,
                         "error": record.row.error,
                         "created": record.created_ms // 1000,
                     }

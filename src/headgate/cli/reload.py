@@ -24,6 +24,7 @@ def reload(_config: arg.Config = None, json: arg.Json = False) -> None:
         "added": list(report.added),
         "removed": list(report.removed),
         "changed": list(report.changed),
+        "providers": list(report.providers),
         "needs_restart": list(report.needs_restart),
     }
     if json:

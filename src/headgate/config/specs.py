@@ -87,6 +87,7 @@ def _served_by(row: ModelSettings, provider: ProviderSettings) -> ModelSpec:
         if row.gross_margin_percent is None
         else money.margin_ppm(money.decimal(row.gross_margin_percent)),
         takes_n=is_openai and variant.takes_n,
+        takes_prompts=is_openai and variant.takes_n and variant.takes_prompts,
         bills_prompt_per_call=True,
     )
 

@@ -48,8 +48,8 @@ class Variant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `auth`: the key goes as a bearer token, or alone in the header of this name. `query` goes with every request.
     `chat_limit`: what a chat calls the limit on tokens. `chat_logprobs`: a chat asks with true and `top_logprobs`, or
     with their number as completions do. `stream_usage`: it has an ear for `stream_options.include_usage`. `takes_n`:
-    one call answers n choices. `refuses`: parameters that are an error there, or would silently do nothing;
-    `refuses_completion` and `refuses_chat`: in this shape only.
+    one call answers n choices; `takes_prompts`: a completion answers a list of prompts. `refuses`: parameters that are
+    an error there, or would silently do nothing; `refuses_completion` and `refuses_chat`: in this shape only.
     """
 
     auth: str = "bearer"
@@ -59,6 +59,7 @@ class Variant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     chat_logprobs: Literal["flag", "count"] = "flag"
     stream_usage: bool = True
     takes_n: bool = True
+    takes_prompts: bool = False
     refuses: tuple[Parameter, ...] = ()
     refuses_completion: tuple[Parameter, ...] = ()
     refuses_chat: tuple[Parameter, ...] = ()

@@ -163,7 +163,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """One call to a provider: one prompt or one conversation, `n` choices.
 
     The choices it yields are numbered from 0; `first_index` places them in the answer. `prompt_index` says which of
-    the request's prompts it answers. `best_of`: the provider itself chooses the n choices from so many candidates.
+    the request's prompts it answers. `more_prompts`: texts that the same call answers too, each with as many choices;
+    `n` are those of all. `best_of`: the provider itself chooses the n choices from so many candidates.
     `counts_prompt` is False for further calls whose prompt the provider does not bill again. `logprobs`, `echo` and
     `suffix` as in CompletionRequest. `deadline`: when the answer must be whole, in monotonic seconds
     (None: the provider's own limit).
@@ -173,6 +174,7 @@ class Job(Struct, frozen=True, kw_only=True):
     model: ModelSpec
     shape: Shape
     prompt: Prompt | None = None
+    more_prompts: tuple[str, ...] = ()
     messages: tuple[Message, ...] | None = None
     plain: bool = False
     n: int = 1

@@ -28,8 +28,9 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     """One row of the catalogue.
 
     Limits are in tokens; `input_rate`, `cached_rate` and `output_rate` in femto-USD per token. `takes_n`: one
-    upstream call answers n choices. `bills_prompt_per_call`: each further call bills its prompt again.
-    `logprobs`: it can give log probabilities. `constrains`: it can hold any output to a JSON schema, not only a chat's.
+    upstream call answers n choices, `takes_prompts`: and several prompts. `bills_prompt_per_call`: each further call
+    bills its prompt again. `logprobs`: it can give log probabilities. `constrains`: it can hold any output to a JSON
+    schema, not only a chat's.
     `file` is the GGUF of an embedded model. `broken` says why the row cannot work (a broken file).
     `tools`: it can ask for functions. `vision`: it takes images, each of at most `image_tokens` tokens, `image_urls`
     says who fetches them. `refuses`: parameters its upstream has no ear for. `template`: how a conversation is written
@@ -53,6 +54,7 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     fallbacks: tuple[str, ...] = ()
     margin: MarginPPM | None = None
     takes_n: bool = True
+    takes_prompts: bool = False
     bills_prompt_per_call: bool = True
     logprobs: bool = True
     constrains: bool = False

@@ -59,6 +59,7 @@ class StreamedMessage:
         "_key",
         "_preface",
         "_provider",
+        "_recounted",
         "_uncounted",
         "ended",
         "failure",
@@ -76,6 +77,7 @@ class StreamedMessage:
         self._finished = False
         self._counts: Counts | None = Counts()
         self._uncounted = 0
+        self._recounted = False
         self._given: Usage | None = None
 
     @property
@@ -131,7 +133,9 @@ class StreamedMessage:
         if usage is None or not self._uncounted:
             return usage
         most = max(self._job.max_tokens, usage.completion_tokens)
-        guessed = usage.completion_tokens - (-self._uncounted // BYTES_PER_TOKEN)
+        counted = usage.completion_tokens if self._recounted else 0
+        # What the message begins with is no count of what it comes to.
+        guessed = max(counted - (-self._uncounted // BYTES_PER_TOKEN), usage.completion_tokens)
         return Usage(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=min(guessed, most),
@@ -191,6 +195,7 @@ class StreamedMessage:
                 counts = self._counts = merged(self._counts, event.usage)
                 if is_given(event.usage) and counts is not None and counts.output_tokens is not None:
                     self._uncounted = 0
+                    self._recounted = True
                 if event.delta is not None and event.delta.stop_reason is not None:
                     self._finish(event.delta.stop_reason, batch)
             case "message_stop":
@@ -225,9 +230,12 @@ class StreamedMessage:
             return
         if self._finished:
             raise self._goes_on()
+        self._uncounted += len((piece.name or "").encode()) + len(piece.arguments.encode())
+        self._give(piece, batch)
+
+    def _give(self, piece: ToolCallPiece, batch: list[Chunk]) -> None:
         if self._preface:
             self._echo(batch)
-        self._uncounted += len((piece.name or "").encode()) + len(piece.arguments.encode())
         batch.append(Chunk(0, tool_calls=(piece,)))
 
     def _finish(self, reason: str | None, batch: list[Chunk]) -> None:
@@ -239,7 +247,7 @@ class StreamedMessage:
         finish = finish_reason(reason, called=calls is not None and calls.count > 0)
         if calls is not None:
             for piece in calls.end_all():
-                self._call(piece, batch)
+                self._give(piece, batch)  # what was counted just now counts it
         self._begun = self._finished = True
         batch.append(Chunk(0, "", finish))
 

@@ -316,7 +316,7 @@ def _offered(tools: Tools) -> tuple[Offered, ...]:
             Function(
                 name=tool.name,
                 description=tool.description,
-                parameters=arguments_schema(tool.parameters, strict=bool(tool.strict)),
+                parameters=arguments_schema(tool.parameters),
             )
         )
         for tool in tools.tools

@@ -13,10 +13,10 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def arguments_schema(parameters: bytes | None, *, strict: bool) -> msgspec.Raw:
+def arguments_schema(parameters: bytes | None, *, strict: bool = False) -> msgspec.Raw:
     """The schema of a function's arguments: always an object's, an empty one where it takes none.
 
-    Those who hold calls to their schemas (`strict`) want it said that there is nothing else in the object.
+    `strict`: it says that there is nothing else in the object, as Anthropic wants it of those it holds calls to.
     """
     if parameters is None:
         return _STRICTLY_NOTHING if strict else _NOTHING

@@ -68,7 +68,7 @@ class Call(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A request body. What is None is not sent: the upstream's own default applies."""
 
     model: str
-    prompt: Prompt | None = None
+    prompt: Prompt | tuple[str, ...] | None = None
     messages: tuple[Message | RichMessage, ...] | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -123,6 +123,10 @@ def _rare(job: Job, variant: Variant) -> dict[str, Any]:
     """A chat has no words for echo; there the prompt is put first afterwards."""
     chat = job.shape == "chat"
     asked: dict[str, Any] = {}
+    if job.more_prompts:
+        prompts = (job.prompt, *job.more_prompts)
+        asked["prompt"] = prompts
+        asked["n"] = job.n // len(prompts) if job.n > len(prompts) else None
     if job.logprobs is not None:
         if chat and variant.chat_logprobs == "flag":
             asked["logprobs"] = True

@@ -63,10 +63,13 @@ def _data(event: bytes) -> bytes:
 
     Only lines that begin as they do are cut out: others may be many, and cost nothing.
     """
+    before, found, line = event.partition(b"\ndata: ")
+    if found and b"\n" not in line and b"data" not in before:
+        return line  # most events have a name and one line
+    lines = []
     pieces = (b"\n" + event).split(b"\ndata", MAX_DATA_LINES + 1)
     if len(pieces) > MAX_DATA_LINES + 1:
         raise UpstreamFailed("The provider sent an event of too many lines.")
-    lines = []
     for piece in pieces[1:]:
         line, _, _ = piece.partition(b"\n")
         if line.startswith(b":"):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 from msgspec import Struct
 
-from headgate.core.completion import Choice, CompletionRequest, Job, Prompt, Sampling
+from headgate.core.completion import Choice, CompletionRequest, Job, Prompt, Sampling, Shape
 from headgate.core.models import ModelSpec
 from headgate.service.mapping import sampling_for, shape_for, transcript
 
@@ -45,6 +45,21 @@ def jobs_for(request: CompletionRequest, spec: ModelSpec, first_index: int) -> I
     if request.best_of is not None and not chooses and logprobs is None:
         logprobs = 0  # to choose by
     sampling = sampling_for(request.sampling, spec) if spec.refuses else request.sampling
+    if _together(request, spec, shape):
+        first, *others = prompts
+        yield Job(
+            request_id=request.request_id,
+            model=spec,
+            shape=shape,
+            prompt=first,
+            more_prompts=tuple(other for other in others if isinstance(other, str)),
+            plain=plain,
+            n=request.n * len(prompts),
+            max_tokens=0,
+            sampling=sampling,
+            first_index=first_index,
+        )
+        return
     for prompt_index, prompt in enumerate(prompts):
         for call in range(1 if spec.takes_n else wanted):
             yield Job(
@@ -67,6 +82,22 @@ def jobs_for(request: CompletionRequest, spec: ModelSpec, first_index: int) -> I
                 prompt_index=prompt_index,
                 counts_prompt=call == 0 or spec.bills_prompt_per_call,
             )
+
+
+def _together(request: CompletionRequest, spec: ModelSpec, shape: Shape) -> bool:
+    """Whether one call can answer all prompts: texts, of which nothing is asked that is looked at prompt by prompt."""
+    return (
+        spec.takes_prompts
+        and shape == "completion"
+        and request.prompts is not None
+        and len(request.prompts) > 1
+        and all(isinstance(prompt, str) for prompt in request.prompts)
+        and request.sampling.seed is None
+        and request.logprobs is None
+        and request.best_of is None
+        and request.suffix is None
+        and not request.echo
+    )
 
 
 def choose(

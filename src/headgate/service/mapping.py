@@ -31,10 +31,9 @@ ASKED: Mapping[str, Callable[[CompletionRequest], object]] = MappingProxyType(
             request.tools is not None and request.tools.parallel is not None
         ),
         "detail": lambda request: any(image.detail not in (None, "auto") for image in _images(request)),
-        "prefill": lambda request: request.messages and request.messages[-1].role == "assistant",
+        "prefill": lambda request: _last_speaker(request) == "assistant",
         "temperature+top_p": lambda request: (
-            request.sampling.temperature is not None
-            and request.sampling.top_p not in (None, NEUTRAL["top_p"])
+            not {None, 1} & {request.sampling.temperature, request.sampling.top_p}
         ),
     }
 )
@@ -75,6 +74,8 @@ def sampling_for(sampling: Sampling, spec: ModelSpec) -> Sampling:
     silent: dict[str, object] = {
         name: None for name in spec.refuses if getattr(sampling, name, None) == NEUTRAL.get(name, ...)
     }
+    if "temperature+top_p" in spec.refuses and None not in (sampling.temperature, sampling.top_p):
+        silent["temperature" if sampling.temperature == NEUTRAL["temperature"] else "top_p"] = None
     return msgspec.structs.replace(sampling, **silent) if silent else sampling
 
 
@@ -129,6 +130,12 @@ def _check_no_tools(request: CompletionRequest, spec: ModelSpec) -> None:
         if message.tool_calls or message.role == "tool":
             param = "tool_calls" if message.tool_calls else "role"
             raise _cannot(f"messages[{index}].{param}", spec, "calls no tools")
+
+
+def _last_speaker(request: CompletionRequest) -> str | None:
+    """Whose turn is the last; system messages are nobody's."""
+    turns = [message.role for message in request.messages or () if message.role != "system"]
+    return turns[-1] if turns else None
 
 
 def _images(request: CompletionRequest) -> Iterator[Image]:

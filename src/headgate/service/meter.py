@@ -189,7 +189,7 @@ class JobMeter:
             return Usage(
                 prompt_tokens=0, completion_tokens=reported.completion_tokens, source=reported.source
             )
-        source: UsageSource = "tokenizer"
+        source: UsageSource = "tokenizer" if reported is None or self._tokens else "provider"
         prompt = cached = 0
         if counts_prompt and reported is not None:
             prompt, cached = reported.prompt_tokens, reported.cached_tokens

@@ -123,6 +123,25 @@ def bounded(
     )
 
 
+def bounded_together(
+    request: CompletionRequest, job: Job, counted: int | None, deadline: float | None = None
+) -> PlannedJob:
+    """Fit each of the job's prompts into the context, and sum what they come to."""
+    if not job.more_prompts:
+        return bounded(request, job, counted, deadline)
+    singles = [
+        bounded(request, msgspec.structs.replace(job, prompt=prompt, more_prompts=()), None)
+        for prompt in (job.prompt, *job.more_prompts)
+    ]
+    limit = min(single.job.max_tokens for single in singles)
+    return PlannedJob(
+        job=msgspec.structs.replace(job, max_tokens=limit, deadline=deadline),
+        counted=None,
+        bound=sum(single.bound for single in singles),
+        likely=sum(single.likely for single in singles),
+    )
+
+
 def ceiling_of(planned: PlannedJob) -> FemtoUSD:
     """The most this call can cost the provider's customer: every prompt token at the dearer input rate."""
     job, spec = planned.job, planned.job.model

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from headgate.core.accounts import Developer, Principal
-from headgate.core.completion import CompletionRequest, Prompt
+from headgate.core.completion import CompletionRequest, Image, Prompt
 from headgate.core.errors import GatewayError, InvalidRequest, ModelUnavailable
 from headgate.core.models import ModelSpec
 from headgate.core.money import FemtoUSD, NanoUSD, price_of
 from headgate.service.fanout import jobs_for
 from headgate.service.mapping import check_mapping
 from headgate.service.margins import MarginRules
-from headgate.service.plan import Plan, PlannedJob, PlannedModel, bounded, ceiling_of, check_scores
+from headgate.service.plan import Plan, PlannedJob, PlannedModel, bounded_together, ceiling_of, check_scores
 from headgate.service.routing import Router, moves_on
 from headgate.service.serving import Served, Serving
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from headgate.service.images import Images
 
 MAX_USER = 512
+MAX_IMAGE_BYTES_SENT = 64 * 1024 * 1024
+"""Of one request, in all its calls to a provider that answers one choice a call."""
 FALLBACK_COUNT_S = 0.5
 """How long a fallback's prompt may take to be counted; else its bytes are what the hold goes by."""
 
@@ -207,7 +209,7 @@ class _Entries:
             elif job.prompt not in counted:
                 counting = provider.count_prompt(job)
                 counted[job.prompt] = await (_soon(counting) if hurried else counting)
-            planned.append(bounded(request, job, counted[job.prompt], self._deadline))
+            planned.append(bounded_together(request, job, counted[job.prompt], self._deadline))
         check_scores(planned)
         return self._planned(entry, spec, jobs=tuple(planned))
 
@@ -270,11 +272,25 @@ async def _seeing(model: PlannedModel, request: CompletionRequest) -> PlannedMod
 
 
 async def _with_messages(model: PlannedModel, request: CompletionRequest) -> PlannedModel:
-    jobs = []
-    for planned in model.jobs:
-        job = msgspec.structs.replace(planned.job, messages=request.messages)
-        await model.provider.count_prompt(job)  # refuses what its format cannot show
-        jobs.append(msgspec.structs.replace(planned, job=job))
+    """With images in place. InvalidRequest for what the provider cannot show, and for too much of it at once."""
+    size = sum(
+        len(part.data or b"")
+        for message in request.messages or ()
+        for part in message.parts
+        if isinstance(part, Image)
+    )
+    if len(model.jobs) > 1 and size * len(model.jobs) > MAX_IMAGE_BYTES_SENT:
+        allowed = f"at most {max(MAX_IMAGE_BYTES_SENT // size, 1)} with images of {size} bytes"
+        raise InvalidRequest(
+            f"n is {request.n}, and the model {model.spec.name} is sent the images once for each choice; {allowed}.",
+            param="n",
+            allowed=allowed,
+        )
+    jobs = [
+        msgspec.structs.replace(planned, job=msgspec.structs.replace(planned.job, messages=request.messages))
+        for planned in model.jobs
+    ]
+    await model.provider.count_prompt(jobs[0].job)  # they differ in their seeds alone
     return msgspec.structs.replace(model, jobs=tuple(jobs))
 
 

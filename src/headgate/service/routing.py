@@ -114,6 +114,7 @@ class Router:
     async def _attempt(self, meter: JobMeter, ask: Callable[[], Awaitable[None]]) -> None:
         spec = meter.planned.job.model
         if spec.file is not None:  # an engine of ours has its supervisor
+            meter.attempts += 1
             await ask()
             return
         circuit = self.circuits.of(spec)

@@ -176,6 +176,9 @@ def test_usage_lists_what_was_charged(cli: Cli) -> None:
         "source": "tokenizer",
         "cost_nano_usd": 70,
         "price_nano_usd": 100,
+        "provider": "embedded",
+        "attempts": 0,
+        "failed_cost_nano_usd": 0,
         "error": None,
     }
     assert cli.json("usage", "--account", "bob") == {"usage": []}

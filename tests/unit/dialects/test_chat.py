@@ -3,13 +3,18 @@
 import json
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_type_hints
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion as SDKCompletion
 from openai.types.chat import ChatCompletionChunk as SDKChunk
+from openai.types.chat.completion_create_params import (
+    CompletionCreateParamsNonStreaming,
+    CompletionCreateParamsStreaming,
+)
 from tests.support.rendering import answered, context, events
 
 from headgate.core import errors
@@ -152,6 +157,11 @@ NEUTRAL: list[dict[str, object]] = [
     {"service_tier": "default"},
     {"verbosity": "medium"},
     {"metadata": {}},
+    {"prompt_cache_key": "end-user-7"},
+    {"safety_identifier": "end-user-7"},
+    {"prompt_cache_options": {}},
+    {"prompt_cache_options": {"mode": "implicit", "ttl": "30m"}},
+    {"prompt_cache_retention": None},
     {"logprobs": False},
     {"logprobs": False, "top_logprobs": 0},
     {"logit_bias": {}},
@@ -289,6 +299,8 @@ WRONG_TYPES: list[tuple[str, object]] = [
     ("top_logprobs", "1"),
     ("stream", 1),
     ("store", 0),
+    ("prompt_cache_key", 7),
+    ("safety_identifier", ["end-user-7"]),
     ("parallel_tool_calls", 1),
     ("response_format", "json"),
     ("response_format", {"type": 1}),
@@ -316,6 +328,13 @@ UNSUPPORTED: list[tuple[dict[str, object], str]] = [
     ({"verbosity": "low"}, "verbosity"),
     ({"web_search_options": {}}, "web_search_options"),
     ({"metadata": {"a": "b"}}, "metadata"),
+    ({"prompt_cache_options": {"mode": "explicit"}}, "prompt_cache_options"),
+    ({"prompt_cache_retention": "24h"}, "prompt_cache_retention"),
+    ({"prompt_cache_retention": "in_memory"}, "prompt_cache_retention"),
+    (
+        one_message(content=[{"type": "text", "text": "x", "prompt_cache_breakpoint": {"mode": "explicit"}}]),
+        "messages[1].content[0].prompt_cache_breakpoint",
+    ),
     ({"moderation": {"model": "omni-moderation-latest"}}, "moderation"),
     (one_message(role="function", name="f"), "messages[1].role"),
     (one_message(name="Ann"), "messages[1].name"),
@@ -329,6 +348,12 @@ UNSUPPORTED: list[tuple[dict[str, object], str]] = [
         "messages[1].content[0]",
     ),
 ]
+
+
+def test_every_parameter_that_the_sdk_knows_is_known_here() -> None:
+    known = {field.encode_name for field in msgspec.structs.fields(ChatBody)}
+    for params in (CompletionCreateParamsNonStreaming, CompletionCreateParamsStreaming):
+        assert set(get_type_hints(params)) <= known
 
 
 @pytest.mark.parametrize(("fields", "param"), UNSUPPORTED, ids=lambda value: str(value)[:50])

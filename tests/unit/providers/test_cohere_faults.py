@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import cohere
 import msgspec
 import pytest
+from msgspec.structs import replace
 from tests.support.asking import KEY, nothing
 from tests.support.cohere_upstream import CohereUpstream, counts, delta, message_end, refusal
 from tests.support.jobs import job as any_job
@@ -24,7 +25,7 @@ from headgate.core.errors import (
     UpstreamUnavailable,
 )
 from headgate.providers.cohere import Cohere
-from headgate.providers.cohere_wire import Answer
+from headgate.providers.cohere_wire import Answer, read
 
 WORDS = ("one", " two", " three", " four")
 JOB: Job = any_job("command", shape="chat")
@@ -302,5 +303,36 @@ def test_what_is_not_looked_at_takes_no_memory(field: str) -> None:
     try:
         msgspec.json.decode(raw, type=Answer)
         assert tracemalloc.get_traced_memory()[1] < len(raw)
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_large_answer_of_many_parts_is_read_only_as_far_as_an_honest_one_goes(
+    upstream: CohereUpstream, provider: Cohere
+) -> None:
+    for many in (500, 513):
+        content = [{"type": "text", "text": "x" * 200}] * many
+        answer = {"message": {"role": "assistant", "content": content}, "finish_reason": "COMPLETE"}
+        upstream.script(Script(body=answer))
+    [choice] = (await provider.complete(replace(JOB, max_tokens=4000), nothing)).choices
+    assert choice.text == "x" * 100_000
+    with pytest.raises(UpstreamFailed, match="cannot be read"):
+        await provider.complete(replace(JOB, max_tokens=4000), nothing)
+
+
+async def test_a_large_error_in_a_200_is_still_an_error(upstream: CohereUpstream, provider: Cohere) -> None:
+    upstream.script(Script(body={"message": "x" * 100_000}))
+    with pytest.raises(UpstreamFailed, match="with an error"):
+        await provider.complete(replace(JOB, max_tokens=4000), nothing)
+
+
+def test_many_empty_parts_take_no_memory() -> None:
+    parts = ", ".join(['{"type": ""}'] * 200_000)
+    raw = f'{{"message": {{"role": "assistant", "content": [{parts}]}}}}'.encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(msgspec.ValidationError):
+            read(raw)
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(raw)
     finally:
         tracemalloc.stop()

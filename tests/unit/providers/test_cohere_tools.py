@@ -303,6 +303,39 @@ class TestCalls:
         with pytest.raises(UpstreamFailed, match="too many"):
             await streamed(provider, job(tools=LOOSE))
 
+    async def test_a_call_cut_before_its_arguments_has_none_both_ways(
+        self, upstream: CohereUpstream, provider: Cohere
+    ) -> None:
+        cut = tool_call("weather", "", "call_1")
+        upstream.script(
+            Script(body=answered(cut) | {"finish_reason": "MAX_TOKENS"}),
+            streaming(call_start(0, cut), message_end("MAX_TOKENS")),
+        )
+        [choice] = (await provider.complete(job(tools=LOOSE), nothing)).choices
+        assert (choice.tool_calls[0].arguments, choice.finish_reason) == ("{}", "length")
+        chunks = await streamed(provider, job(tools=LOOSE))
+        pieces = [piece for chunk in chunks for piece in chunk.tool_calls or ()]
+        assert "".join(piece.arguments for piece in pieces) == "{}"
+
+    async def test_an_index_that_comes_again_is_another_call_s(
+        self, upstream: CohereUpstream, provider: Cohere
+    ) -> None:
+        first, second = (tool_call("clock", "", f"call_{nth}") for nth in (1, 2))
+        upstream.script(
+            streaming(
+                call_start(0, first),
+                call_start(0, second),
+                call_delta(0, '{"a":1}'),
+                message_end("TOOL_CALL"),
+            )
+        )
+        chunks = await streamed(provider, job(tools=LOOSE))
+        pieces = [piece for chunk in chunks for piece in chunk.tool_calls or ()]
+        assert [(piece.position, piece.arguments) for piece in pieces if piece.arguments] == [
+            (0, "{}"),
+            (1, '{"a":1}'),
+        ]
+
     async def test_cohere_s_own_client_reads_them(self, upstream: CohereUpstream) -> None:
         upstream.script(
             Script(body=answered(tool_call("weather", '{"city":"Ulm"}', "call_1"))),

@@ -107,3 +107,30 @@ def test_chunks_and_usage_before_a_failure_are_kept() -> None:
         Chunk(-1, usage=usage(3, 1)),
     ]
     assert isinstance(answer.failure, UpstreamRateLimited)
+
+
+def test_a_refusal_is_text_and_not_a_proper_end() -> None:
+    answer = StreamedAnswer("acme", 2, None)
+    said = [
+        b'{"choices":[{"index":0,"delta":{"content":null,"refusal":"%s"}}]}' % words
+        for words in (b"I ", b"cannot.")
+    ]
+    assert answer.take(said) == [Chunk(0, "I "), Chunk(0, "cannot.")]
+    assert answer.take([FINISH, FINISH.replace(b":0", b":1")]) == [
+        Chunk(0, "", "content_filter"),
+        Chunk(1, "", "stop"),
+    ]
+
+
+def test_a_refusal_that_ends_without_a_reason_says_so_with_tools_too() -> None:
+    answer = StreamedAnswer("acme", 1, None, has_tools=True)
+    said = b'{"choices":[{"index":0,"delta":{"refusal":"No."}}]}'
+    assert answer.take([said, b"[DONE]"]) == [Chunk(0, "No."), Chunk(0, "", "content_filter")]
+
+
+@pytest.mark.parametrize("nothing", [b'"refusal":null', b'"refusal":""'])
+def test_no_refusal_is_none(nothing: bytes) -> None:
+    answer = StreamedAnswer("acme", 1, None)
+    said = b'{"choices":[{"index":0,"delta":{"content":"a",%s}}]}' % nothing
+    end = b'{"choices":[{"index":0,"delta":{%s},"finish_reason":"stop"}]}' % nothing
+    assert answer.take([said, end]) == [Chunk(0, "a"), Chunk(0, "", "stop")]

@@ -366,12 +366,81 @@ BARE = {"function": {"name": "get_weather", "arguments": '{"city":'}}
             ],
             id="name last",
         ),
+        pytest.param(
+            [
+                called(BARE | {"id": "call_1", "index": 0}),
+                called(BARE | {"id": "call_2", "index": 0}),
+                called(piece(0, '"Rom"}', id="call_1")),
+                called(piece(0, '"Oslo"}', id="call_2")),
+            ],
+            id="index 0 for all, in turn",
+        ),
+        pytest.param(
+            [
+                called(BARE | {"id": "call_1", "index": 0}),
+                called(BARE | {"id": "call_2", "index": 1}),
+                called(piece(1, '"Rom"}', id="call_1")),
+                called(piece(0, '"Oslo"}', id="call_2")),
+            ],
+            id="the id before the index",
+        ),
     ],
 )
 def test_calls_are_told_apart_however_they_are_numbered(events: list[bytes]) -> None:
     assert put_together(read(*events, event({}, "tool_calls"))) == Choice(
         index=0, text="", finish_reason="tool_calls", tool_calls=(ROME, OSLO)
     )
+
+
+@pytest.mark.parametrize("given", [{"index": 0, "id": ""}, {"index": 0}, {"id": None}, {}], ids=str)
+@pytest.mark.parametrize("names", [("f", "g"), ("f", "f")])
+@pytest.mark.parametrize("together", [True, False])
+def test_whole_calls_that_nothing_tells_apart_are_as_many_as_their_names(
+    given: dict[str, Any], names: tuple[str, str], together: bool
+) -> None:
+    calls = [
+        given | {"function": {"name": name, "arguments": f'{{"a":{k}}}'}} for k, name in enumerate(names)
+    ]
+    events = [called(*calls)] if together else [called(call) for call in calls]
+    found = put_together(read(*events)).tool_calls
+    assert [(call.name, call.arguments) for call in found] == [(names[0], '{"a":0}'), (names[1], '{"a":1}')]
+    assert len({call.id for call in found}) == 2
+
+
+@pytest.mark.parametrize("given", [{"index": 0}, {}, {"index": 0, "id": "call_1"}, {"id": "call_1"}], ids=str)
+def test_a_name_that_comes_with_every_piece_begins_no_other_call(given: dict[str, Any]) -> None:
+    pieces = ('{"city":', "", '"Rom', '"}', " ")
+    events = [called(given | {"function": {"name": "f", "arguments": text}}) for text in pieces]
+    [call] = put_together(read(*events)).tool_calls
+    assert call.arguments == '{"city":"Rom"} '
+
+
+def test_another_name_begins_another_call_though_the_first_is_not_whole() -> None:
+    events = [
+        called({"index": 0, "id": "x", "function": {"name": name, "arguments": ""}}) for name in ("f", "g")
+    ]
+    assert [call.name for call in put_together(read(*events)).tool_calls] == ["f", "g"]
+
+
+def test_an_id_that_comes_after_its_call_began_goes_on_with_it() -> None:
+    begun = called({"index": 0, "function": {"name": "f", "arguments": ""}})
+    [call] = put_together(
+        read(begun, called(piece(0, "{", id="a")), called(piece(0, "}", id="a")))
+    ).tool_calls
+    assert call.arguments == "{}"
+
+
+async def test_ids_that_come_twice_are_told_apart_both_ways(
+    upstream: Upstream, provider: OpenAICompatible
+) -> None:
+    twice = [reported(ROME), reported(OSLO, id=ROME.id)]
+    numbered = [call | {"index": index} for index, call in enumerate(twice)]
+    upstream.script(whole({"content": None, "tool_calls": twice}), stream_of(called(*numbered)))
+    [choice] = (await provider.complete(asking(), nothing)).choices
+    for found in (choice, put_together(await streamed(provider, asking()))):
+        first, second = found.tool_calls
+        assert (first, second.arguments) == (ROME, OSLO.arguments)
+        assert second.id.startswith("call_") and second.id != ROME.id
 
 
 def test_calls_without_ids_get_some() -> None:
@@ -432,6 +501,16 @@ def test_a_flood_of_calls_is_a_failure() -> None:
 def test_a_call_that_never_got_a_name_is_a_failure() -> None:
     assert "without a name" in failure(called(piece(0, "{}")), event({}, "tool_calls"))
     assert "without a name" in failure(called({"function": {"arguments": "{}"}}))
+
+
+def test_arguments_are_not_kept_for_long_while_the_name_does_not_come() -> None:
+    text = called(piece(0, "x" * 1000))
+    name = called({"index": 0, "function": {"name": "f"}})
+    [call] = put_together(read(*[text] * 60, name)).tool_calls
+    assert call.arguments == "x" * 60_000
+    assert "without a name" in failure(*[text] * 70, name)
+    empty = called(piece(0, ""))
+    assert "without a name" in failure(*[empty] * 70_000, name)
 
 
 def test_what_came_before_a_bad_call_is_kept() -> None:

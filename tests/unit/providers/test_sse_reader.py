@@ -1,5 +1,6 @@
 """However a stream of events is cut into blocks, the same data comes out."""
 
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headgate.core.errors import UpstreamFailed
-from headgate.providers.sse_reader import SSEReader
+from headgate.providers.sse_reader import MAX_DATA_LINES, SSEReader
 
 
 def read(blocks: list[bytes]) -> list[bytes]:
@@ -42,6 +43,33 @@ def test_comments_other_fields_and_empty_events_are_skipped() -> None:
         b": ping\n\nevent: message\nid: 7\nretry: 3\ndata: x\n\n\n\n\nevent: ping\n\ndatabase: no\n\ndata\n\n"
     )
     assert read([stream]) == [b"x"]
+
+
+@pytest.mark.parametrize("nothing", [b"data: ", b"data:", b"data", b"data: \nid: 7", b"id: 7\ndata: "])
+def test_an_event_of_no_data_is_none_however_it_comes(nothing: bytes) -> None:
+    stream = nothing + b"\n\ndata: x\n\n"
+    assert read([stream]) == [b"x"]
+    assert read([stream[k : k + 1] for k in range(len(stream))]) == [b"x"]
+
+
+def test_data_may_stand_anywhere_in_an_event() -> None:
+    assert read([b"event: data\ndata: a\n\nid: 1\ndata:b\nid: 2\ndata\ndatabase: c\ndata: d\n\n"]) == [
+        b"a",
+        b"b\n\nd",
+    ]
+
+
+def test_an_event_of_a_flood_of_lines_costs_little_or_fails() -> None:
+    reader = SSEReader()
+    tracemalloc.start()
+    try:
+        assert reader.feed(b"ab\n" * 300_000 + b"data: x\n\n") == [b"x"]
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(UpstreamFailed, match="too many lines"):
+        reader.feed(b"data:\n" * (MAX_DATA_LINES + 1) + b"\n")
+    assert reader.feed(b"data:\n" * MAX_DATA_LINES + b"\n") == [b"\n" * (MAX_DATA_LINES - 1)]
 
 
 def test_several_data_lines_are_one_event() -> None:

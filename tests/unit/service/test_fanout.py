@@ -1,5 +1,7 @@
 """How a request becomes calls, and where each call's choices belong."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -125,3 +127,28 @@ def test_equal_prompts_of_one_request_get_seeds_of_their_own_that_any_upstream_t
     assert len({given % (2**32 - 1) for given in seeds}) == len(
         seeds
     )  # the embedded engine's are 32 bits wide
+
+
+def test_a_model_that_takes_several_prompts_is_asked_once() -> None:
+    model = spec(takes_prompts=True)
+    (job,) = jobs_for(request("a", "b", "c", n=2), model, 5)
+    assert (job.prompt, job.more_prompts, job.n, job.first_index) == ("a", ("b", "c"), 6, 5)
+    (single,) = jobs_for(request("a", n=2), model, 0)
+    assert (single.prompt, single.more_prompts, single.n) == ("a", (), 2)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"echo": True},
+        {"logprobs": 0},
+        {"best_of": 2},
+        {"suffix": "."},
+        {"sampling": Sampling(seed=1)},
+        {"prompts": ((1, 2), (3,))},
+        {"models": ("fast",), "chat_first": True},
+    ],
+)
+def test_what_is_looked_at_prompt_by_prompt_is_asked_prompt_by_prompt(fields: dict[str, Any]) -> None:
+    asked = request(**({"prompts": ("a", "b")} | fields))
+    assert len(list(jobs_for(asked, spec(mode="both", takes_prompts=True), 0))) == 2

@@ -195,6 +195,12 @@ def looking(detail: Literal["auto", "low"]) -> tuple[Message, ...]:
             {"sampling": Sampling(temperature=0.0, top_p=0.5)},
             {"sampling": Sampling(temperature=0.0, top_p=1.0)},
         ),
+        (
+            "temperature+top_p",
+            "top_p",
+            {"sampling": Sampling(temperature=0.7, top_p=0.5)},
+            {"sampling": Sampling(temperature=1.0, top_p=0.5)},
+        ),
     ],
 )
 def test_finer_points_can_be_refused_too(
@@ -209,3 +215,17 @@ def test_finer_points_can_be_refused_too(
 
 def test_every_name_that_a_row_may_refuse_is_enforced() -> None:
     assert set(ASKED) | {field.name for field in fields(Sampling)} >= set(REFUSABLE)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        (Sampling(temperature=1.0, top_p=0.5), Sampling(top_p=0.5)),
+        (Sampling(temperature=0.2, top_p=1.0), Sampling(temperature=0.2)),
+        (Sampling(temperature=0.2), Sampling(temperature=0.2)),
+        (Sampling(top_p=0.2), Sampling(top_p=0.2)),
+    ],
+)
+def test_of_two_that_exclude_each_other_the_neutral_one_is_left_out(given: Sampling, sent: Sampling) -> None:
+    (job,) = jobs_for(request(sampling=given), spec(refuses=("temperature+top_p",)), 0)
+    assert job.sampling == sent

@@ -403,6 +403,19 @@ def test_planning_leaves_the_job_as_it_was() -> None:
     assert msgspec.structs.replace(planned.job, max_tokens=0) == original
 
 
+class TestSeveralPromptsInOneCall:
+    async def test_the_hold_is_that_of_single_calls_and_each_prompt_must_fit(self) -> None:
+        asked = request("one two", "three" * 9, "x", n=2, max_tokens=10)
+        together = (await Workbench(spec(takes_prompts=True)).planner.plan(asked, ANN)).models[0]
+        apart = (await Workbench(spec()).planner.plan(asked, ANN)).models[0]
+        assert (len(together.jobs), len(apart.jobs)) == (1, 3)
+        assert together.ceiling == apart.ceiling
+        assert together.jobs[0].likely == sum(job.likely for job in apart.jobs)
+        small = spec(takes_prompts=True, context_window=64, max_input_tokens=64)
+        with pytest.raises(InvalidRequest, match=r"context|takes at most"):
+            await Workbench(small).planner.plan(request("a", "b" * 4000), ANN)
+
+
 class TestImagesAndTools:
     """What the prompt is held for besides its text."""
 
@@ -427,6 +440,23 @@ class TestImagesAndTools:
         without = (await bench.planner.plan(request(messages=said("hi")), ANN)).models[0].jobs[0].bound
         asked = request(messages=(*said("hi"), *turns), tools=Tools(tools=(tool,)))
         assert (await bench.planner.plan(asked, ANN)).models[0].jobs[0].bound >= without + 7 + 50 + 100 + 200
+
+    async def test_images_are_not_sent_more_often_than_is_good_for_anybody(self) -> None:
+        image = Image(data=b"x" * 2**20, media_type="image/png")
+
+        class Loader:
+            async def load(
+                self, asked: CompletionRequest, principal: Principal, *, keep_urls: bool
+            ) -> CompletionRequest:
+                return asked
+
+        loader: Any = Loader()
+        messages = (Message(role="user", content="", parts=(image,)),)
+        bench = Workbench(spec(mode="chat", vision=True, takes_n=False), images=loader)
+        await bench.ask(request(messages=messages, looks=True, n=64, max_tokens=1))
+        with pytest.raises(InvalidRequest, match="at most 64 with images") as refusal:
+            await bench.ask(request(messages=messages, looks=True, n=65, max_tokens=1))
+        assert refusal.value.param == "n"
 
     async def test_images_by_name_are_loaded_before_anything_is_held(self) -> None:
         class Loader:

@@ -23,6 +23,7 @@ from tests.support.anthropic_upstream import (
     ending,
     error,
     events,
+    message,
     opened,
     piece,
     refusal,
@@ -43,7 +44,7 @@ from headgate.core.errors import (
     UpstreamUnavailable,
 )
 from headgate.providers.anthropic import Anthropic
-from headgate.providers.anthropic_wire import Answer
+from headgate.providers.anthropic_wire import Answer, read
 
 # --- what is not believed ---------------------------------------------------------------------------------------
 
@@ -106,9 +107,9 @@ async def test_an_error_event_fails_after_what_came(
     chunks, raised = await before_failure(provider, chat(), expected)
     assert type(raised) is expected
     assert text(chunks) == "one two"
-    # 1 token was counted at the start; 7 bytes since then
+    # 7 bytes
     assert chunks[-1].usage == Usage(
-        prompt_tokens=11, completion_tokens=3, cached_tokens=3, source="estimate"
+        prompt_tokens=11, completion_tokens=2, cached_tokens=3, source="estimate"
     )
 
 
@@ -131,7 +132,7 @@ async def test_a_stream_that_breaks_off_fails_after_what_came(
     assert text(chunks) == "one two"
     assert all(chunk.finish_reason is None for chunk in chunks)
     [usage] = [chunk.usage for chunk in chunks if chunk.usage]
-    assert (usage.prompt_tokens, usage.completion_tokens, usage.source) == (11, 3, "estimate")
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.source) == (11, 2, "estimate")
 
 
 async def test_a_stream_that_ends_in_order_but_too_early_fails(
@@ -259,5 +260,28 @@ def test_what_is_not_looked_at_takes_no_memory(field: str) -> None:
     try:
         msgspec.json.decode(raw, type=Answer)
         assert tracemalloc.get_traced_memory()[1] < len(raw)
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_large_answer_of_many_blocks_is_read_only_as_far_as_an_honest_one_goes(
+    upstream: AnthropicUpstream, provider: Anthropic
+) -> None:
+    said = {"type": "text", "text": "x" * 200}
+    upstream.script(*(Script(body=message(*[said] * many)) for many in (500, 513)))
+    [choice] = (await provider.complete(chat(max_tokens=4000), nothing)).choices
+    assert choice.text == "x" * 100_000
+    with pytest.raises(UpstreamFailed, match="cannot be read"):
+        await provider.complete(chat(max_tokens=4000), nothing)
+
+
+def test_many_empty_blocks_take_no_memory() -> None:
+    raw = ('{"content": [' + ", ".join(['{"type": ""}'] * 200_000) + "]}").encode()
+    read(b"{}" + b" " * 100_000)  # what is made once
+    tracemalloc.start()
+    try:
+        with pytest.raises(msgspec.ValidationError):
+            read(raw)
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(raw)
     finally:
         tracemalloc.stop()

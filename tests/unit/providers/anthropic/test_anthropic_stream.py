@@ -180,8 +180,8 @@ def test_text_nobody_counted_is_estimated_when_the_stream_breaks_off() -> None:
     answer.take(data(*OPEN, piece(0, "abcdefgh"), piece(0, "é")))
     answer.connection_ended()
     [chunk] = answer.reported()
-    # 1 was counted at the start, and the 10 bytes since then are a token per 4.
-    assert chunk.usage == Usage(prompt_tokens=11, completion_tokens=4, cached_tokens=3, source="estimate")
+    # 10 bytes, a token per 4; the 1 that a message begins with is no count of what it comes to.
+    assert chunk.usage == Usage(prompt_tokens=11, completion_tokens=3, cached_tokens=3, source="estimate")
 
 
 def test_no_estimate_is_above_the_limit() -> None:

@@ -87,6 +87,15 @@ async def test_tools_are_offered_with_their_schemas(upstream: AnthropicUpstream,
     TypeAdapter(list[ToolParam]).validate_python(body["tools"])
 
 
+async def test_a_strict_tool_that_takes_nothing_says_that_there_is_nothing_else(
+    upstream: AnthropicUpstream, provider: Anthropic
+) -> None:
+    tools = (Tool(name="now", strict=True), Tool(name="then", strict=False))
+    strict, loose = (await sent(upstream, provider, tools=Tools(tools=tools)))["tools"]
+    assert strict["input_schema"] == {"type": "object", "properties": {}, "additionalProperties": False}
+    assert loose["input_schema"] == {"type": "object", "properties": {}}
+
+
 async def test_a_schema_without_a_type_becomes_an_object_s(
     upstream: AnthropicUpstream, provider: Anthropic
 ) -> None:
@@ -321,6 +330,40 @@ async def test_a_call_cut_by_the_limit_stays_as_it_was_cut(
     assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["length"]
 
 
+async def test_a_call_cut_before_its_arguments_has_none_both_ways(
+    upstream: AnthropicUpstream, provider: Anthropic
+) -> None:
+    whole = Script(body=message(tool_block("weather"), stop_reason="max_tokens"))
+    begun = streaming(start(), opened(0, tool_block("weather")), ending("max_tokens"), STOP)
+    choice = await upstream_says(upstream, provider, whole, begun)
+    assert (choice.tool_calls[0].arguments, choice.finish_reason) == ("{}", "length")
+
+
+async def test_an_index_that_comes_again_is_another_call_s(
+    upstream: AnthropicUpstream, provider: Anthropic
+) -> None:
+    upstream.script(
+        streaming(
+            start(),
+            opened(0, tool_block("clock", "toolu_1")),
+            opened(0, tool_block("weather", "toolu_2")),
+            argued(0, '{"city": "Ulm"}'),
+            closed(0),
+            ending("tool_use"),
+            STOP,
+        )
+    )
+    pieces = [
+        piece for chunk in await streamed(provider, chat(tools=TOOLS)) for piece in chunk.tool_calls or ()
+    ]
+    assert [(piece.position, piece.name, piece.arguments) for piece in pieces] == [
+        (0, "clock", ""),
+        (0, None, "{}"),
+        (1, "weather", ""),
+        (1, None, '{"city": "Ulm"}'),
+    ]
+
+
 async def test_tools_of_the_upstream_s_own_are_passed_over(
     upstream: AnthropicUpstream, provider: Anthropic
 ) -> None:
@@ -397,8 +440,8 @@ async def test_arguments_nobody_counted_are_estimated_when_the_stream_breaks_off
             chunks += batch
     usage = chunks[-1].usage
     assert usage is not None
-    # 1 token was counted at the start; 27 bytes since then
-    assert (usage.completion_tokens, usage.source) == (8, "estimate")
+    # 27 bytes
+    assert (usage.completion_tokens, usage.source) == (7, "estimate")
     assert raised.value.usage == usage
 
 
