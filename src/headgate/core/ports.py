@@ -113,8 +113,8 @@ class Ledger(Protocol):
     ) -> Awaitable[Settlement]:
         """Charge the rows' prices, free the rest of the hold, record the usage rows; one transaction.
 
-        With prices summing to 0 this is a release. KeyError when the hold is already resolved. Of a `keyed` request (or
-        one that may be) the outcome is kept in the same transaction; without one it is forgotten if nothing was charged.
+        With prices summing to 0 this is a release. KeyError when the hold is already resolved. Of a request that is (or
+        may be) `keyed` the outcome is kept in the same transaction; without one, and without a charge, it is forgotten.
         """
         ...
 

@@ -14,7 +14,7 @@ from typing import Literal
 import structlog
 from msgspec import structs
 
-from headgate.core.accounts import Hold, Kept, Principal, Settlement
+from headgate.core.accounts import Hold, Kept, Principal
 from headgate.core.completion import (
     Answer,
     Chunk,
@@ -40,8 +40,6 @@ from headgate.service.routing import Router, moves_on
 from headgate.service.streams import Running, RunningStream, Streams
 
 log = structlog.get_logger("headgate.complete")
-
-NOTHING_SETTLED = Settlement(price=NanoUSD(0), balance_before=NanoUSD(0), balance_after=NanoUSD(0))
 
 
 class Completions:
@@ -149,15 +147,16 @@ class Completions:
             del self._metered[id(meter)]
             bill = self._bill(plan, meter, running, failure)
             self._limits.used(principal, plan.token_ceiling, _tokens(bill))
+            answer = self._answer(plan, meter, bill, started)
             keyed = request.idempotency is not None
             settlement = await self._billing.close(
                 hold,
                 bill,
                 partial(self._unanswered, plan, meter, bill),
                 keyed=keyed,
-                outcome=self._outcome(plan, meter, bill, running, failure, started) if keyed else None,
+                outcome=self._outcome(answer, meter, running, failure) if keyed else None,
             )
-        answer = self._answer(plan, meter, bill, settlement, started)
+        answer = replays.settled(answer, settlement)
         self._metrics.request(answer, plan, running, failure)
         if failure is not None:
             raise failure
@@ -263,27 +262,23 @@ class Completions:
             await running.put([_placed(chunk, first) for chunk in batch] if first else batch)
 
     def _outcome(
-        self,
-        plan: Plan,
-        meter: Meter,
-        bill: Bill,
-        running: Running,
-        failure: GatewayError | None,
-        started: float,
+        self, answer: Answer, meter: Meter, running: Running, failure: GatewayError | None
     ) -> bytes | None:
-        """What is kept of a keyed request; nothing of one that failed and was not charged: it may be tried again."""
-        if failure is not None and not any(charge.price for charge in bill.charges):
+        """What is kept of a keyed request; nothing of one that failed and was not charged: it may be tried again.
+
+        Its balances are those of the settling transaction, which keeps them beside it.
+        """
+        if failure is None:
+            kind: Literal["completed", "aborted"] = "aborted" if running.stop_reason else "completed"
+            return replays.encode(Outcome(kind=kind, answer=answer, error=_reason_to_stop(running)))
+        if not any(model.charge.price for model in answer.models):
             return None
-        kind: Literal["completed", "aborted", "failed"] = "completed"
-        error = failure
-        if failure is not None:
-            kind = "failed"
-        elif running.stop_reason is not None:
-            kind = "aborted"
-            error = _reason_to_stop(running)
-        # Its balances are those of the settling transaction, which keeps them beside it.
-        answer = self._answer(plan, meter, bill, NOTHING_SETTLED, started)
-        return replays.encode(Outcome(kind=kind, answer=answer, error=error))
+        delivered = tuple(
+            structs.replace(told, choices=model.choices(answer.request))
+            for told, model in zip(answer.models, meter.models, strict=True)
+        )
+        answer = structs.replace(answer, models=delivered)
+        return replays.encode(Outcome(kind="failed", answer=answer, error=failure))
 
     async def _replay(self, kept: Kept, running: Running) -> StreamEnd:
         """The answer of the same request, given again; nobody is asked and nothing is charged."""
@@ -316,7 +311,8 @@ class Completions:
         """The bill of an answer that becomes an error after all; what a stream delivered stays charged."""
         return bill if plan.request.stream else self._billing.bill(plan, meter, keep=False)
 
-    def _answer(self, plan: Plan, meter: Meter, bill: Bill, settlement: Settlement, started: float) -> Answer:
+    def _answer(self, plan: Plan, meter: Meter, bill: Bill, started: float) -> Answer:
+        """The answer as it is settled next."""
         now = int(self._clock.time())
         return Answer(
             request=plan.request,
@@ -334,9 +330,9 @@ class Completions:
                 )
                 for model, charge in zip(meter.models, bill.charges, strict=True)
             ),
-            price=settlement.price,
-            balance_before=settlement.balance_before,
-            balance_after=settlement.balance_after,
+            price=NanoUSD(0),
+            balance_before=NanoUSD(0),
+            balance_after=NanoUSD(0),
             elapsed_s=self._clock.monotonic() - started,
         )
 

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import structs
 
 from headgate.core import errors, money
-from headgate.core.accounts import Kept
+from headgate.core.accounts import Kept, Settlement
 from headgate.core.completion import Answer, Chunk, CompletionRequest, Outcome, ToolCallPiece
 from headgate.core.errors import GatewayError, IdempotencyConflict, RateLimited, UpstreamRejected
 
@@ -46,18 +46,21 @@ def decode(kept: Kept) -> Outcome:
         except msgspec.MsgspecError:
             pass  # another version's
         else:
-            settlement = kept.settlement
-            answer = structs.replace(
-                outcome.answer,
-                price=settlement.price,
-                balance_before=settlement.balance_before,
-                balance_after=settlement.balance_after,
-            )
-            return structs.replace(outcome, answer=answer)
+            return structs.replace(outcome, answer=settled(outcome.answer, kept.settlement))
     price = money.usd_text(kept.settlement.price)
     raise IdempotencyConflict(
         f"The request with this Idempotency-Key was charged {price} USD, but its answer could not be kept.",
         param="Idempotency-Key",
+    )
+
+
+def settled(answer: Answer, settlement: Settlement) -> Answer:
+    """The answer with what its settlement came to."""
+    return structs.replace(
+        answer,
+        price=settlement.price,
+        balance_before=settlement.balance_before,
+        balance_after=settlement.balance_after,
     )
 
 

@@ -21,7 +21,8 @@ BUFFER_CHUNKS = 1024
 class Running:
     """One request under way. `stop` may be called at any time, from anywhere on the loop.
 
-    `admitted`: nothing that the client did can be refused any more. `replayed`: the earlier request whose answer this is.
+    `admitted`: nothing that the client did can be refused any more. `replayed`: the earlier request whose answer
+    this is.
     """
 
     def __init__(

@@ -92,10 +92,6 @@ class SqliteLedger:
         operation = partial(_settle, hold_id, tuple(rows), self._now(), keyed, outcome)
         return self._writer.submit(operation, urgent=True)
 
-    def forget_expired(self) -> None:
-        """Delete what is remembered of keyed requests for long enough. Called now and then."""
-        self._writer.post(partial(_forget_expired, self._now()))
-
     def balance(self, account: str) -> Awaitable[Balance | None]:
         return self._writer.submit(partial(_balance, account))
 
@@ -123,7 +119,7 @@ class SqliteLedger:
             charge=sum(settlement.price for settlement in settlements),
             left=len(outcomes) - len(settlements),
         )
-        await self._writer.submit(_forget_lost)
+        await self._writer.submit(partial(_forget_lost, self._now()))
         if outcomes:
             log.warning("resolved holds of a former process", **structs.asdict(recovery))
         return recovery
@@ -165,6 +161,7 @@ def _hold_keyed(
     refusal = _hold(hold, cursor)
     if refusal is not None:
         return refusal
+    cursor.execute(statements.FORGET_EXPIRED, (now,))
     known = (key.account, key.key, key.digest, hold.id, now + KEPT_MS, now)
     cursor.execute(statements.REMEMBER, known)
     if cursor.rowcount == 1:
@@ -193,11 +190,9 @@ def _remembered(
         return Kept(outcome=None, settlement=NOTHING_SETTLED)
 
 
-def _forget_expired(now: int, cursor: sqlite3.Cursor) -> None:
+def _forget_lost(now: int, cursor: sqlite3.Cursor) -> None:
+    """What expired, and what was under way in a process that is gone."""
     cursor.execute(statements.FORGET_EXPIRED, (now,))
-
-
-def _forget_lost(cursor: sqlite3.Cursor) -> None:
     cursor.execute(statements.FORGET_LOST)
 
 
