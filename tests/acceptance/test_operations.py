@@ -182,7 +182,7 @@ async def go_through_everything(stage: Stage, door: Door, caller: Caller, poor: 
     replies.append(await stage.ask(door, caller, PROMPT, **no_number))
     replies.append(await stage.ask(door, poor, PROMPT))
     replies.append(await stage.ask(door, caller, PROMPT * 5000, model="cold"))
-    replies.append(await stage.ask(door, caller, PROMPT, headers={"Idempotency-Key": PROMPT}))
+    replies.append(await stage.ask(door, caller, PROMPT, headers={"Idempotency-Key": PROMPT * 99}))
     replies.append(await stage.ask(door, caller, PROMPT, padding=PROMPT * 700_000))
     other, wrong = door.with_credential(headers, body, BAD_KEY)
     replies.append(await stage.send("POST", door.path, wrong, other))

@@ -4,8 +4,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from headgate.core.accounts import Balance, Hold, Settlement, UsageRow
-from headgate.core.errors import InsufficientFunds, LedgerUnavailable
+from headgate.core.accounts import Balance, Hold, Kept, Settlement, UsageRow
+from headgate.core.completion import IdempotencyKey
+from headgate.core.errors import (
+    IdempotencyConflict,
+    IdempotencyMismatch,
+    InsufficientFunds,
+    LedgerUnavailable,
+)
 from headgate.core.money import NanoUSD
 from headgate.stores.posting import post
 
@@ -22,26 +28,52 @@ class MemoryLedger:
         self.credited = dict(self.balances)
         self.holds: dict[str, Hold] = {}
         self.amounts: list[int] = []
+        self.keyed: dict[tuple[str, str], tuple[bytes, str | Kept]] = {}
         self.rows: list[UsageRow] = []
         self.settled: list[str] = []
         self.checkpoints: list[tuple[UsageRow, ...]] = []
         self.problem: Exception | None = None
         self._turns = turns
 
-    def hold(self, hold: Hold) -> Awaitable[None]:
+    def remembered(self, key: IdempotencyKey) -> Awaitable[Kept | None]:
+        def read() -> Kept | None:
+            known = self.keyed.get((key.account, key.key))
+            if known is None:
+                return None
+            digest, kept = known
+            if digest != key.digest:
+                raise IdempotencyMismatch("Another request.")
+            if isinstance(kept, str):
+                raise IdempotencyConflict("Under way.")
+            return kept
+
+        return self._submit(read)
+
+    def hold(self, hold: Hold, key: IdempotencyKey | None = None) -> Awaitable[None]:
         def commit() -> None:
+            if key is not None and (key.account, key.key) in self.keyed:
+                raise IdempotencyConflict("Under way.")
             available = self.balances.get(hold.account, 0) - self._held(hold.account)
             if available < hold.amount:
                 raise InsufficientFunds(hold.amount, available)
             self.holds[hold.id] = hold
             self.amounts.append(hold.amount)
+            if key is not None:
+                self.keyed[key.account, key.key] = (key.digest, hold.id)
 
         return self._submit(commit)
 
     def checkpoint(self, hold_id: str, rows: Sequence[UsageRow]) -> None:
         self.checkpoints.append(tuple(rows))
 
-    def settle(self, hold_id: str, rows: Sequence[UsageRow]) -> Awaitable[Settlement]:
+    def settle(
+        self,
+        hold_id: str,
+        rows: Sequence[UsageRow],
+        *,
+        keyed: bool = True,
+        outcome: bytes | None = None,
+    ) -> Awaitable[Settlement]:
         def commit() -> Settlement:
             hold = self.holds.pop(hold_id)
             posting = post(rows, hold.amount)
@@ -51,11 +83,17 @@ class MemoryLedger:
                 self.balances[credit.account] = self.balances.get(credit.account, 0) + credit.amount
             self.rows += posting.rows
             self.settled.append(hold_id)
-            return Settlement(
+            settlement = Settlement(
                 price=NanoUSD(posting.charge),
                 balance_before=NanoUSD(before),
                 balance_after=NanoUSD(before - posting.charge),
             )
+            for name, (digest, state) in list(self.keyed.items()):
+                if state == hold_id and outcome is None and not posting.charge:
+                    del self.keyed[name]
+                elif state == hold_id:
+                    self.keyed[name] = (digest, Kept(outcome=outcome, settlement=settlement))
+            return settlement
 
         return self._submit(commit)
 

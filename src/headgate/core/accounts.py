@@ -115,6 +115,14 @@ class Hold(Struct, frozen=True, kw_only=True):
     rows: tuple[UsageRow, ...]
 
 
+class Kept(Struct, frozen=True, kw_only=True):
+    """What is remembered of a keyed request: its outcome as it was encoded (None: too large to be kept, or lost in a
+    crash), and the settlement that goes with it."""
+
+    outcome: bytes | None
+    settlement: "Settlement"
+
+
 class Settlement(Struct, frozen=True, kw_only=True):
     """The balances around a settled hold, read in the settling transaction: before = after + price."""
 

@@ -104,6 +104,14 @@ class ResponseFormat(Struct, frozen=True, kw_only=True):
     strict: bool | None = None
 
 
+class IdempotencyKey(Struct, frozen=True, kw_only=True):
+    """The client's key within its account, and the SHA-256 of the route and the body that it stands for."""
+
+    account: str
+    key: str
+    digest: bytes
+
+
 class CompletionRequest(Struct, frozen=True, kw_only=True):
     """What a client asked, whichever dialect it spoke.
 
@@ -115,7 +123,7 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
     (0: only the token's own log probability; None: none at all). `echo`: the prompt comes first in each choice's
     text, with scores where `logprobs` are asked for. `suffix`: what follows the text to be filled in.
     `looks`: some message holds an image. `answer_id` is a UUID, `stream_id` 128 random bits in hex, `created` Unix
-    seconds. `max_tokens_param` is what this dialect calls `max_tokens`.
+    seconds. `max_tokens_param` is what this dialect calls `max_tokens`. `idempotency`: the same request may come again.
     """
 
     request_id: str
@@ -148,6 +156,7 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
     developer_id: str | None = None
     application_id: str | None = None
     margin_override: Decimal | None = None
+    idempotency: IdempotencyKey | None = None
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -338,5 +347,17 @@ class StreamEnd(Struct, frozen=True, kw_only=True):
     """
 
     kind: Literal["completed", "aborted"]
+    answer: Answer
+    error: GatewayError | None = None
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """What became of a keyed request, in the form in which it is kept and replayed.
+
+    `aborted`: somebody stopped it; `failed`, with `error`: it broke after something was delivered, and so charged. The
+    answer's request is without its prompts.
+    """
+
+    kind: Literal["completed", "aborted", "failed"]
     answer: Answer
     error: GatewayError | None = None

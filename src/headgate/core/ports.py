@@ -4,8 +4,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from headgate.core.accounts import Balance, Hold, KeyRecord, Settlement, UsageRow
-from headgate.core.completion import Chunk, Completion, Job
+from headgate.core.accounts import Balance, Hold, Kept, KeyRecord, Settlement, UsageRow
+from headgate.core.completion import Chunk, Completion, IdempotencyKey, Job
 from headgate.core.files import Owner, UploadedFile
 from headgate.core.models import ModelSpec, TokenizerInfo
 
@@ -86,18 +86,35 @@ class Ledger(Protocol):
     A cancelled wait does not undo what was enqueued. LedgerUnavailable when nothing can be recorded.
     """
 
-    def hold(self, hold: Hold) -> Awaitable[None]:
-        """Set `hold.amount` aside, atomically. InsufficientFunds when available is less."""
+    def remembered(self, key: IdempotencyKey) -> Awaitable[Kept | None]:
+        """What became of the request with this key; None when there was none. IdempotencyMismatch when it was another
+        request, IdempotencyConflict while it is under way."""
+        ...
+
+    def hold(self, hold: Hold, key: IdempotencyKey | None = None) -> Awaitable[None]:
+        """Set `hold.amount` aside, atomically. InsufficientFunds when available is less.
+
+        With a key it is noted in the same transaction that the request is under way; IdempotencyConflict when it was
+        known already.
+        """
         ...
 
     def checkpoint(self, hold_id: str, rows: Sequence[UsageRow]) -> None:
         """Remember what to charge should we die. Not awaited; a resolved hold ignores it."""
         ...
 
-    def settle(self, hold_id: str, rows: Sequence[UsageRow]) -> Awaitable[Settlement]:
+    def settle(
+        self,
+        hold_id: str,
+        rows: Sequence[UsageRow],
+        *,
+        keyed: bool = True,
+        outcome: bytes | None = None,
+    ) -> Awaitable[Settlement]:
         """Charge the rows' prices, free the rest of the hold, record the usage rows; one transaction.
 
-        With prices summing to 0 this is a release. KeyError when the hold is already resolved.
+        With prices summing to 0 this is a release. KeyError when the hold is already resolved. Of a request that is (or
+        may be) `keyed` the outcome is kept in the same transaction; without one, and without a charge, it is forgotten.
         """
         ...
 

@@ -54,7 +54,7 @@ class Billing:
             created_ms=int(self._clock.time() * 1000),
             rows=tuple(self._row(plan, model, error="interrupted") for model in plan.models),
         )
-        held = asyncio.ensure_future(self.ledger.hold(hold))
+        held = asyncio.ensure_future(self.ledger.hold(hold, plan.request.idempotency))
         try:
             await asyncio.shield(held)
         except asyncio.CancelledError:
@@ -101,13 +101,21 @@ class Billing:
             rows.append(row)
         return Bill(charges, tuple(rows))
 
-    async def close(self, hold: Hold, bill: Bill, fallback: Callable[[], Bill]) -> Settlement:
+    async def close(
+        self,
+        hold: Hold,
+        bill: Bill,
+        fallback: Callable[[], Bill],
+        *,
+        keyed: bool = False,
+        outcome: bytes | None = None,
+    ) -> Settlement:
         """Settle, or release where the bill is 0; survives cancellation and waits for the commit.
 
         While the ledger is out, keeps trying in the background with `fallback` (an answer that becomes an error
         is not charged) and raises LedgerUnavailable here.
         """
-        settling = asyncio.ensure_future(self.ledger.settle(hold.id, bill.rows))
+        settling = asyncio.ensure_future(self.ledger.settle(hold.id, bill.rows, keyed=keyed, outcome=outcome))
         cancelled = False
         while not settling.done():
             try:

@@ -9,11 +9,12 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
+from typing import Literal
 
 import structlog
 from msgspec import structs
 
-from headgate.core.accounts import Hold, Principal, Settlement
+from headgate.core.accounts import Hold, Kept, Principal
 from headgate.core.completion import (
     Answer,
     Chunk,
@@ -22,10 +23,13 @@ from headgate.core.completion import (
     FinishReason,
     Job,
     ModelAnswer,
+    Outcome,
     StreamEnd,
 )
 from headgate.core.errors import GatewayError, InternalError, Overloaded, UpstreamFailed, UpstreamTimeout
+from headgate.core.money import NanoUSD
 from headgate.core.ports import Clock, Provider
+from headgate.service import replays
 from headgate.service.billing import Bill, Billing
 from headgate.service.limits import Limiter
 from headgate.service.meter import JobMeter, Meter, ModelMeter
@@ -107,6 +111,10 @@ class Completions:
     async def _run(self, request: CompletionRequest, principal: Principal, running: Running) -> StreamEnd:
         _refuse_stopped(running)
         started = running.started_at = self._clock.monotonic()
+        if request.idempotency is not None:
+            kept = await self._billing.ledger.remembered(request.idempotency)
+            if kept is not None:
+                return await self._replay(kept, running)
         plan = await self._planner.plan(request, principal)
         running.limit_headers = self._limits.admit(principal, plan.token_ceiling)
         try:
@@ -139,15 +147,22 @@ class Completions:
             del self._metered[id(meter)]
             bill = self._bill(plan, meter, running, failure)
             self._limits.used(principal, plan.token_ceiling, _tokens(bill))
-            settlement = await self._billing.close(hold, bill, partial(self._unanswered, plan, meter, bill))
-        answer = self._answer(plan, meter, bill, settlement, started)
+            answer = self._answer(plan, meter, bill, started)
+            keyed = request.idempotency is not None
+            settlement = await self._billing.close(
+                hold,
+                bill,
+                partial(self._unanswered, plan, meter, bill),
+                keyed=keyed,
+                outcome=self._outcome(answer, meter, running, failure) if keyed else None,
+            )
+        answer = replays.settled(answer, settlement)
         self._metrics.request(answer, plan, running, failure)
         if failure is not None:
             raise failure
         if running.stop_reason is None:
             return StreamEnd(kind="completed", answer=answer)
-        draining = Overloaded("The gateway is shutting down.") if running.stop_reason == "draining" else None
-        return StreamEnd(kind="aborted", answer=answer, error=draining)
+        return StreamEnd(kind="aborted", answer=answer, error=_reason_to_stop(running))
 
     async def _call(self, plan: Plan, meter: Meter, running: Running) -> None:
         if len(meter.models) == 1:
@@ -246,6 +261,40 @@ class Completions:
             first = meter.planned.job.first_index
             await running.put([_placed(chunk, first) for chunk in batch] if first else batch)
 
+    def _outcome(
+        self, answer: Answer, meter: Meter, running: Running, failure: GatewayError | None
+    ) -> bytes | None:
+        """What is kept of a keyed request; nothing of one that failed and was not charged: it may be tried again.
+
+        Its balances are those of the settling transaction, which keeps them beside it.
+        """
+        if failure is None:
+            kind: Literal["completed", "aborted"] = "aborted" if running.stop_reason else "completed"
+            return replays.encode(Outcome(kind=kind, answer=answer, error=_reason_to_stop(running)))
+        if not any(model.charge.price for model in answer.models):
+            return None
+        delivered = tuple(
+            structs.replace(told, choices=model.choices(answer.request))
+            for told, model in zip(answer.models, meter.models, strict=True)
+        )
+        answer = structs.replace(answer, models=delivered)
+        return replays.encode(Outcome(kind="failed", answer=answer, error=failure))
+
+    async def _replay(self, kept: Kept, running: Running) -> StreamEnd:
+        """The answer of the same request, given again; nobody is asked and nothing is charged."""
+        outcome = replays.decode(kept)
+        answer = outcome.answer
+        running.replayed = answer.request
+        running.admitted = True
+        running.providers = answer.providers
+        running.served[:] = [model.model for model in answer.models]
+        if isinstance(running, RunningStream):
+            await running.put(replays.chunks(answer))
+        if outcome.kind == "failed" and outcome.error is not None:
+            raise outcome.error
+        kind: Literal["completed", "aborted"] = "completed" if outcome.kind == "completed" else "aborted"
+        return StreamEnd(kind=kind, answer=answer, error=outcome.error)
+
     def _bill(self, plan: Plan, meter: Meter, running: Running, failure: GatewayError | None) -> Bill:
         """Errors are never charged; a broken stream is charged for what was delivered."""
         if failure is not None:
@@ -262,7 +311,8 @@ class Completions:
         """The bill of an answer that becomes an error after all; what a stream delivered stays charged."""
         return bill if plan.request.stream else self._billing.bill(plan, meter, keep=False)
 
-    def _answer(self, plan: Plan, meter: Meter, bill: Bill, settlement: Settlement, started: float) -> Answer:
+    def _answer(self, plan: Plan, meter: Meter, bill: Bill, started: float) -> Answer:
+        """The answer as it is settled next."""
         now = int(self._clock.time())
         return Answer(
             request=plan.request,
@@ -280,9 +330,9 @@ class Completions:
                 )
                 for model, charge in zip(meter.models, bill.charges, strict=True)
             ),
-            price=settlement.price,
-            balance_before=settlement.balance_before,
-            balance_after=settlement.balance_after,
+            price=NanoUSD(0),
+            balance_before=NanoUSD(0),
+            balance_after=NanoUSD(0),
             elapsed_s=self._clock.monotonic() - started,
         )
 
@@ -329,6 +379,11 @@ async def _outlast(tasks: Sequence["asyncio.Task[None]"]) -> None:
             cancelled = True
     if cancelled:
         raise asyncio.CancelledError
+
+
+def _reason_to_stop(running: Running) -> GatewayError | None:
+    """None where the client wanted it."""
+    return Overloaded("The gateway is shutting down.") if running.stop_reason == "draining" else None
 
 
 def _refuse_stopped(running: Running) -> None:

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from headgate.core.completion import Chunk, StreamEnd
+from headgate.core.completion import Chunk, CompletionRequest, StreamEnd
 
 StopReason = Literal["client", "disconnected", "draining"]
 STOP_SECONDS = 1.0
@@ -21,7 +21,8 @@ BUFFER_CHUNKS = 1024
 class Running:
     """One request under way. `stop` may be called at any time, from anywhere on the loop.
 
-    `admitted`: nothing that the client did can be refused any more.
+    `admitted`: nothing that the client did can be refused any more. `replayed`: the earlier request whose answer
+    this is.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Running:
         self.started_at = 0.0
         self.first_output_at: float | None = None
         self.admitted = False
+        self.replayed: CompletionRequest | None = None
         self.providers = ""
         self.served: list[str] = []
         self.limit_headers: tuple[tuple[str, str], ...] = ()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 DATABASE_NAME = "headgate.db"
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration; a test compares it with the migrations folder."""
 
 BUSY_TIMEOUT_S = 5.0

@@ -9,8 +9,14 @@ import msgspec
 import structlog
 from msgspec import Struct, structs
 
-from headgate.core.accounts import Balance, Hold, Settlement, UsageRow
-from headgate.core.errors import InsufficientFunds, InternalError
+from headgate.core.accounts import Balance, Hold, Kept, Settlement, UsageRow
+from headgate.core.completion import IdempotencyKey
+from headgate.core.errors import (
+    IdempotencyConflict,
+    IdempotencyMismatch,
+    InsufficientFunds,
+    InternalError,
+)
 from headgate.core.money import NanoUSD
 from headgate.core.ports import Clock
 from headgate.stores import statements
@@ -21,6 +27,11 @@ from headgate.stores.writer import CAPACITY, Writer
 log = structlog.get_logger("headgate.ledger")
 
 MAX_INTEGER = 2**63 - 1
+KEPT_MS = 24 * 3600 * 1000
+"""How long an outcome is kept, from the request's beginning."""
+MAX_OUTCOME_BYTES = 1024 * 1024
+KEY_HEADER = "Idempotency-Key"
+NOTHING_SETTLED = Settlement(price=NanoUSD(0), balance_before=NanoUSD(0), balance_after=NanoUSD(0))
 RECOVERY_BATCH = 256
 
 COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens")
@@ -30,6 +41,8 @@ UNREADABLE = UsageRow(
 """The usage row of a request of which only the hold is known; the hold's id and account stand beside it."""
 
 _rows_encoder = msgspec.json.Encoder()
+_kept_encoder = msgspec.msgpack.Encoder()
+_kept_decoder = msgspec.msgpack.Decoder(Kept)
 _rows_decoder = msgspec.json.Decoder(tuple[UsageRow, ...])
 
 
@@ -56,15 +69,28 @@ class SqliteLedger:
         """Start the writer thread."""
         self._writer.start()
 
-    def hold(self, hold: Hold) -> Awaitable[None]:
-        return self._writer.submit(partial(_hold, hold))
+    def remembered(self, key: IdempotencyKey) -> Awaitable[Kept | None]:
+        return self._writer.submit(partial(_remembered, key, self._now()))
+
+    def hold(self, hold: Hold, key: IdempotencyKey | None = None) -> Awaitable[None]:
+        if key is None:
+            return self._writer.submit(partial(_hold, hold))
+        return self._writer.submit(partial(_hold_keyed, hold, key, self._now()))
 
     def checkpoint(self, hold_id: str, rows: Sequence[UsageRow]) -> None:
         self._writer.post(partial(_checkpoint, hold_id, tuple(rows)))
 
-    def settle(self, hold_id: str, rows: Sequence[UsageRow]) -> Awaitable[Settlement]:
+    def settle(
+        self,
+        hold_id: str,
+        rows: Sequence[UsageRow],
+        *,
+        keyed: bool = True,
+        outcome: bytes | None = None,
+    ) -> Awaitable[Settlement]:
         # Urgent: there is one for each admitted hold, so a full queue must not keep money held.
-        return self._writer.submit(partial(_settle, hold_id, tuple(rows), self._now()), urgent=True)
+        operation = partial(_settle, hold_id, tuple(rows), self._now(), keyed, outcome)
+        return self._writer.submit(operation, urgent=True)
 
     def balance(self, account: str) -> Awaitable[Balance | None]:
         return self._writer.submit(partial(_balance, account))
@@ -93,6 +119,7 @@ class SqliteLedger:
             charge=sum(settlement.price for settlement in settlements),
             left=len(outcomes) - len(settlements),
         )
+        await self._writer.submit(partial(_forget_lost, self._now()))
         if outcomes:
             log.warning("resolved holds of a former process", **structs.asdict(recovery))
         return recovery
@@ -128,12 +155,62 @@ def _hold(hold: Hold, cursor: sqlite3.Cursor) -> InsufficientFunds | None:
     return None
 
 
+def _hold_keyed(
+    hold: Hold, key: IdempotencyKey, now: int, cursor: sqlite3.Cursor
+) -> InsufficientFunds | IdempotencyConflict | None:
+    refusal = _hold(hold, cursor)
+    if refusal is not None:
+        return refusal
+    cursor.execute(statements.FORGET_EXPIRED, (now,))
+    known = (key.account, key.key, key.digest, hold.id, now + KEPT_MS, now)
+    cursor.execute(statements.REMEMBER, known)
+    if cursor.rowcount == 1:
+        return None
+    # A twin was faster: give back what was just held.
+    cursor.execute(statements.TAKE_HOLD, (hold.id,))
+    cursor.execute(statements.PAY, (0, min(hold.amount, MAX_INTEGER), hold.account))
+    return under_way()
+
+
+def _remembered(
+    key: IdempotencyKey, now: int, cursor: sqlite3.Cursor
+) -> Kept | IdempotencyMismatch | IdempotencyConflict | None:
+    row = cursor.execute(statements.REMEMBERED, (key.account, key.key, now)).fetchone()
+    if row is None:
+        return None
+    digest, hold_id, kept = row
+    if digest != key.digest:
+        return IdempotencyMismatch("The Idempotency-Key was used for another request.", param=KEY_HEADER)
+    if hold_id is not None:
+        return under_way()
+    try:
+        return _kept_decoder.decode(kept)
+    except (msgspec.DecodeError, TypeError):
+        log.exception("what is kept of a keyed request cannot be read", account=key.account)
+        return Kept(outcome=None, settlement=NOTHING_SETTLED)
+
+
+def _forget_lost(now: int, cursor: sqlite3.Cursor) -> None:
+    """What expired, and what was under way in a process that is gone."""
+    cursor.execute(statements.FORGET_EXPIRED, (now,))
+    cursor.execute(statements.FORGET_LOST)
+
+
+def under_way() -> IdempotencyConflict:
+    return IdempotencyConflict("A request with this Idempotency-Key is under way.", param=KEY_HEADER)
+
+
 def _checkpoint(hold_id: str, rows: tuple[UsageRow, ...], cursor: sqlite3.Cursor) -> None:
     cursor.execute(statements.CHECKPOINT, (_rows_encoder.encode(rows), hold_id))
 
 
 def _settle(
-    hold_id: str, rows: tuple[UsageRow, ...], now: int, cursor: sqlite3.Cursor
+    hold_id: str,
+    rows: tuple[UsageRow, ...],
+    now: int,
+    keyed: bool,
+    outcome: bytes | None,
+    cursor: sqlite3.Cursor,
 ) -> Settlement | KeyError:
     held = cursor.execute(statements.TAKE_HOLD, (hold_id,)).fetchone()
     if held is None:
@@ -144,11 +221,19 @@ def _settle(
     transfer = _transfer(hold_id, account, posting, now, cursor) if posting.charge else None
     for row in posting.rows:
         cursor.execute(statements.USAGE, (hold_id, account, amount, transfer, now, *structs.astuple(row)))
-    return Settlement(
+    settlement = Settlement(
         price=NanoUSD(posting.charge),
         balance_before=NanoUSD(balance + posting.charge),
         balance_after=NanoUSD(balance),
     )
+    if keyed and outcome is None and not posting.charge:
+        cursor.execute(statements.FORGET, (hold_id,))
+    elif keyed:
+        kept = Kept(
+            outcome=outcome if len(outcome or b"") <= MAX_OUTCOME_BYTES else None, settlement=settlement
+        )
+        cursor.execute(statements.KEEP, (_kept_encoder.encode(kept), hold_id))
+    return settlement
 
 
 def _transfer(hold_id: str, account: str, posting: Posting, now: int, cursor: sqlite3.Cursor) -> int | None:

@@ -166,18 +166,18 @@ revoked_tokens = Table(
 idempotency = Table(
     "idempotency",
     metadata,
-    Column("scope", Text, primary_key=True),
+    Column("account", Text, primary_key=True),
     Column("key", Text, primary_key=True),
     Column("digest", LargeBinary, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("response", LargeBinary),
-    Column("created", Big, nullable=False),
+    Column("hold_id", Text),
+    Column("kept", LargeBinary),
     Column("expires", Big, nullable=False),
-    CheckConstraint("state IN ('running', 'done')", name="state"),
     Index("ix_idempotency_expires", "expires"),
+    UniqueConstraint("hold_id"),
     sqlite_strict=True,
+    sqlite_with_rowid=False,
 )
-"""Stored answers by Idempotency-Key; `scope` is the account and API key. Nothing writes it yet."""
+"""Requests by Idempotency-Key. `hold_id` while one is under way, then `kept`: what became of it."""
 
 developers = Table(
     "developers",

@@ -22,7 +22,16 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql import ClauseElement
 
 from headgate.core.accounts import UsageRow
-from headgate.stores.schema import accounts, api_keys, entries, holds, revoked_tokens, transfers, usage
+from headgate.stores.schema import (
+    accounts,
+    api_keys,
+    entries,
+    holds,
+    idempotency,
+    revoked_tokens,
+    transfers,
+    usage,
+)
 
 USAGE_COLUMNS = (
     *("hold_id", "account", "hold_amount", "transfer_id", "created"),
@@ -121,6 +130,54 @@ BALANCE = sql(
     ).where(accounts.c.name == _name),
     "name",
 )
+
+_key = (idempotency.c.account == _name, idempotency.c.key == bindparam("key"))
+REMEMBERED = sql(
+    select(idempotency.c.digest, idempotency.c.hold_id, idempotency.c.kept).where(
+        *_key, idempotency.c.expires > bindparam("now")
+    ),
+    *("name", "key", "now"),
+)
+_remembered = sqlite.insert(idempotency).values(
+    account=_name,
+    key=bindparam("key"),
+    digest=bindparam("digest"),
+    hold_id=_hold,
+    kept=literal_column("NULL"),
+    expires=bindparam("expires"),
+)
+REMEMBER = sql(
+    _remembered.on_conflict_do_update(
+        index_elements=["account", "key"],
+        set_={
+            "digest": _remembered.excluded.digest,
+            "hold_id": _remembered.excluded.hold_id,
+            "kept": literal_column("NULL"),
+            "expires": _remembered.excluded.expires,
+        },
+        where=idempotency.c.expires <= bindparam("now"),
+    ),
+    *("name", "key", "digest", "hold", "expires", "now"),
+)
+"""A keyed request is under way. No row changes where it is known and has not expired."""
+
+KEEP = sql(
+    update(idempotency)
+    .values(kept=bindparam("kept"), hold_id=literal_column("NULL"))
+    .where(idempotency.c.hold_id == _hold),
+    *("kept", "hold"),
+)
+FORGET = sql(delete(idempotency).where(idempotency.c.hold_id == _hold), "hold")
+FORGET_EXPIRED = sql(
+    delete(idempotency).where(idempotency.c.expires <= bindparam("now"), idempotency.c.hold_id.is_(None)),
+    "now",
+)
+FORGET_LOST = sql(
+    delete(idempotency).where(
+        idempotency.c.hold_id.is_not(None), ~exists().where(holds.c.id == idempotency.c.hold_id)
+    )
+)
+"""Under way without a hold: of a process that is gone."""
 
 PING = sql(select(exists().where(accounts.c.name == _name)), "name")
 

@@ -1,20 +1,22 @@
 """One handler for every dialect: decode, authenticate, parse, run, render."""
 
 import asyncio
+from hashlib import sha256
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from headgate.core import money
 from headgate.core.accounts import Principal
-from headgate.core.completion import Answer, CompletionRequest
+from headgate.core.completion import Answer, CompletionRequest, IdempotencyKey
 from headgate.core.errors import GatewayError, InternalError, InvalidRequest, Overloaded, RateLimited
 from headgate.dialects.base import Dialect, MalformedBody, RequestContext
 from headgate.service.gateway import Gateway
 from headgate.service.identity import authorize
 from headgate.service.streams import Running, RunningStream
 from headgate.web.disconnect import DisconnectWatch
-from headgate.web.streaming import StreamTimes, send_stream
+from headgate.web.streaming import StreamTimes, replay_headers, send_stream
 from headgate.web.wire import (
     ClientGone,
     Receive,
@@ -31,6 +33,9 @@ log = structlog.get_logger("headgate.request")
 
 SCORES_RENDERED_HERE = 10_000
 """Answers with more log probabilities are rendered in a thread, beside the event loop."""
+
+MAX_KEY = 255
+"""Characters of an Idempotency-Key."""
 
 CLIENT_CLOSED = 499
 """What logs and metrics call a request whose client left before the answer."""
@@ -101,12 +106,7 @@ class CompletionEndpoint:
         if gateway.draining:
             raise Overloaded("The gateway is shutting down.", retry_after=5)
         authorize(principal, dialect.name)
-        if header(scope, b"idempotency-key") is not None:
-            raise InvalidRequest(
-                "The Idempotency-Key header is not supported by this version; send the request without it.",
-                param="Idempotency-Key",
-                code="unsupported_parameter",
-            )
+        key = _idempotency_key(scope)
         if problem is not None:
             raise problem
         context = RequestContext(
@@ -116,7 +116,12 @@ class CompletionEndpoint:
             stream_id=gateway.ids.hex(),
             created=int(gateway.clock.time()),
         )
-        return dialect.parse(wire, context), principal
+        request = dialect.parse(wire, context)
+        if key is not None:
+            digest = sha256(scope["path"].encode() + b"\0" + body).digest()
+            keyed = IdempotencyKey(account=principal.account, key=key, digest=digest)
+            request = replace(request, idempotency=keyed)
+        return request, principal
 
     async def _complete(
         self,
@@ -150,6 +155,7 @@ class CompletionEndpoint:
             ("x-headgate-provider", answer.providers),
             ("x-headgate-price", money.usd_text(answer.price)),
             *running.limit_headers,
+            *replay_headers(running),
         )
 
     async def _refuse(self, error: Exception, given_id: str, running: Running | None, send: Send) -> int:
@@ -162,6 +168,20 @@ class CompletionEndpoint:
         headers = (("x-request-id", given_id), *response.headers, *limits)
         await respond(send, response.status, response.body, headers)
         return response.status
+
+
+def _idempotency_key(scope: Scope) -> str | None:
+    """The header's value, None where there is none. InvalidRequest for one that is no key."""
+    given = header(scope, b"idempotency-key")
+    if given is None:
+        return None
+    key = given.decode("latin-1").strip()
+    if not (0 < len(key) <= MAX_KEY and key.isascii() and key.isprintable()):
+        allowed = f"1 to {MAX_KEY} printable ASCII characters"
+        raise InvalidRequest(
+            f"The Idempotency-Key header must be {allowed}.", param="Idempotency-Key", allowed=allowed
+        )
+    return key
 
 
 def _running(request: CompletionRequest, principal: Principal) -> Running:

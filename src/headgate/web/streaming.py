@@ -14,9 +14,9 @@ from msgspec import Struct
 from headgate.core.completion import Chunk, CompletionRequest, StreamEnd
 from headgate.core.errors import GatewayError
 from headgate.dialects.base import Dialect, Renderer
-from headgate.service.streams import RunningStream
+from headgate.service.streams import Running, RunningStream
 from headgate.web.disconnect import DisconnectWatch
-from headgate.web.wire import ClientGone, Receive, Scope, Send, encoded
+from headgate.web.wire import ClientGone, Headers, Receive, Scope, Send, encoded
 
 
 class StreamTimes(Struct, frozen=True, kw_only=True):
@@ -108,7 +108,7 @@ class _Out:
     @cached_property
     def _renderer(self) -> Renderer:
         """Made when there is something to render: what serves the request is known only then."""
-        return self._dialect.renderer(self._request, self._running.served)
+        return self._dialect.renderer(self._running.replayed or self._request, self._running.served)
 
     async def _end(self, end: StreamEnd) -> None:
         if end.error is not None and not self._started:
@@ -123,7 +123,8 @@ class _Out:
             (b"x-accel-buffering", b"no"),
             (b"x-request-id", self._request.request_id.encode()),
             (b"x-headgate-provider", self._running.providers.encode()),
-            *encoded(self._dialect.stream_headers(self._request)),
+            *encoded(self._dialect.stream_headers(self._running.replayed or self._request)),
+            *encoded(replay_headers(self._running)),
             *encoded(self._running.limit_headers),
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -136,3 +137,8 @@ class _Out:
                 await self._start()
             if data or last:
                 await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+
+
+def replay_headers(running: Running) -> Headers:
+    """What tells a replay from the answer itself."""
+    return () if running.replayed is None else (("idempotent-replayed", "true"),)

@@ -123,9 +123,10 @@ class TestOrderOfChecks:
         assert await status(headers, json.dumps(broken).encode()) == 400
         assert web.acme.calls == []
 
-    async def test_an_idempotency_key_is_refused_rather_than_ignored(self, web: Web) -> None:
+    @pytest.mark.parametrize("key", [b"", b" ", b"k" * 256, b"\xe9", b"a\x00b"])
+    async def test_an_odd_idempotency_key_is_refused_rather_than_ignored(self, web: Web, key: bytes) -> None:
         exchange = web.exchange(OPENAI)
-        exchange.scope["headers"].append((b"idempotency-key", b"k"))
+        exchange.scope["headers"].append((b"idempotency-key", key))
         await web.play(exchange)
         assert exchange.status == 400
         assert exchange.json["error"]["param"] == "Idempotency-Key"
@@ -206,7 +207,7 @@ class TestBlocking:
         ledger = web.inside.gateway.ledger
         settle, failures = ledger.settle, [LedgerUnavailable("out")]
 
-        def out_once(hold_id: str, rows: Any) -> Any:
+        def out_once(hold_id: str, rows: Any, **kept: Any) -> Any:
             if failures:
                 future = asyncio.get_running_loop().create_future()
                 future.set_exception(failures.pop())
