@@ -361,3 +361,5 @@ class Outcome(Struct, frozen=True, kw_only=True):
     kind: Literal["completed", "aborted", "failed"]
     answer: Answer
     error: GatewayError | None = None
+    providers: str = ""
+    served: tuple[str, ...] = ()

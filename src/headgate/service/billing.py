@@ -214,6 +214,8 @@ class Billing:
     ) -> None:
         try:
             await held
+        except LedgerUnavailable:
+            pass  # the commit may have landed all the same
         except GatewayError:
             return  # it was refused, so there is nothing to release
         await self._keep_trying(hold_id, rows)

@@ -264,21 +264,30 @@ class Completions:
     def _outcome(
         self, answer: Answer, meter: Meter, running: Running, failure: GatewayError | None
     ) -> bytes | None:
-        """What is kept of a keyed request; nothing of one that failed and was not charged: it may be tried again.
+        """What is kept of a keyed request; nothing of one that came to nothing and cost nothing: it may be tried again.
 
         Its balances are those of the settling transaction, which keeps them beside it.
         """
-        if failure is None:
-            kind: Literal["completed", "aborted"] = "aborted" if running.stop_reason else "completed"
-            return replays.encode(Outcome(kind=kind, answer=answer, error=_reason_to_stop(running)))
-        if not any(model.charge.price for model in answer.models):
+        charged = any(model.charge.price for model in answer.models)
+        produced = answer.request.stream and meter.produced
+        if (failure is not None or running.stop_reason is not None) and not (charged or produced):
             return None
-        delivered = tuple(
-            structs.replace(told, choices=model.choices(answer.request))
-            for told, model in zip(answer.models, meter.models, strict=True)
+        kind: Literal["completed", "aborted", "failed"] = "aborted" if running.stop_reason else "completed"
+        if answer.request.stream:
+            delivered = tuple(
+                structs.replace(told, choices=model.choices(answer.request))
+                for told, model in zip(answer.models, meter.models, strict=True)
+            )
+            answer = structs.replace(answer, models=delivered)
+        return replays.encode(
+            Outcome(
+                kind=kind if failure is None else "failed",
+                answer=answer,
+                error=failure or _reason_to_stop(running),
+                providers=running.providers,
+                served=tuple(running.served),
+            )
         )
-        answer = structs.replace(answer, models=delivered)
-        return replays.encode(Outcome(kind="failed", answer=answer, error=failure))
 
     async def _replay(self, kept: Kept, running: Running) -> StreamEnd:
         """The answer of the same request, given again; nobody is asked and nothing is charged."""
@@ -286,8 +295,10 @@ class Completions:
         answer = outcome.answer
         running.replayed = answer.request
         running.admitted = True
-        running.providers = answer.providers
-        running.served[:] = [model.model for model in answer.models]
+        running.providers = outcome.providers
+        running.served[:] = outcome.served
+        if outcome.kind != "completed" and not isinstance(running, RunningStream):
+            raise replays.not_kept(kept)
         if isinstance(running, RunningStream):
             await running.put(replays.chunks(answer))
         if outcome.kind == "failed" and outcome.error is not None:

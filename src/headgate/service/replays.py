@@ -4,38 +4,60 @@ A replay is the answer itself, rendered once more, so it is the same byte for by
 choice in one piece.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+import structlog
 from msgspec import structs
 
 from headgate.core import errors, money
 from headgate.core.accounts import Kept, Settlement
-from headgate.core.completion import Answer, Chunk, CompletionRequest, Outcome, ToolCallPiece
-from headgate.core.errors import GatewayError, IdempotencyConflict, RateLimited, UpstreamRejected
+from headgate.core.completion import (
+    Answer,
+    Chunk,
+    CompletionRequest,
+    FinishReason,
+    Outcome,
+    Sampling,
+    ToolCallPiece,
+)
+from headgate.core.errors import GatewayError, IdempotencyConflict
 
-_KINDS: Mapping[str, type[GatewayError]] = {
-    kind.kind: kind
-    for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, GatewayError) and "kind" in vars(kind)
-}
+log = structlog.get_logger("headgate.replays")
+
+MOST_SCORES = 10_000
+"""Log probabilities of an answer that is kept; encoding more would hold up everybody else."""
 
 
 class _Error(msgspec.Struct):
-    """An error as it is kept."""
+    """An error as it is kept: its class, and whatever its kind has."""
 
-    kind: str
+    name: str
     message: str
     param: str | None = None
     code: str | None = None
     retry_after: int | None = None
+    status: int | None = None
+    allowed: str | None = None
+    required_nano: int = 0
+    available_nano: int = 0
 
 
-def encode(outcome: Outcome) -> bytes:
-    """The outcome without what was asked: a replay does not need it, and words of clients are not kept."""
-    answer = structs.replace(outcome.answer, request=_without_words(outcome.answer.request))
-    return _encoder.encode(structs.replace(outcome, answer=answer))
+def encode(outcome: Outcome) -> bytes | None:
+    """The outcome without what was asked: a replay does not need it, and words of clients are not kept.
+
+    None for one that is too large or too odd to be kept; that must not keep its request from being settled.
+    """
+    answer = outcome.answer
+    scores = sum(len(choice.logprobs or ()) for choice in answer.choices)
+    if scores * (1 + (answer.request.logprobs or 0)) > MOST_SCORES:
+        return None
+    kept = structs.replace(answer, request=_without_words(answer.request))
+    try:
+        return _encoder.encode(structs.replace(outcome, answer=kept))
+    except Exception:
+        log.exception("an outcome could not be kept", request_id=answer.request.request_id)
+        return None
 
 
 def decode(kept: Kept) -> Outcome:
@@ -47,9 +69,14 @@ def decode(kept: Kept) -> Outcome:
             pass  # another version's
         else:
             return structs.replace(outcome, answer=settled(outcome.answer, kept.settlement))
+    raise not_kept(kept)
+
+
+def not_kept(kept: Kept) -> IdempotencyConflict:
+    """What is told of a request that was charged and has no answer to give again."""
     price = money.usd_text(kept.settlement.price)
-    raise IdempotencyConflict(
-        f"The request with this Idempotency-Key was charged {price} USD, but its answer could not be kept.",
+    return IdempotencyConflict(
+        f"The request with this Idempotency-Key was charged {price} USD; it left no answer to be given again.",
         param="Idempotency-Key",
     )
 
@@ -65,51 +92,63 @@ def settled(answer: Answer, settlement: Settlement) -> Answer:
 
 
 def chunks(answer: Answer) -> list[Chunk]:
-    """All of the answer's choices, a piece each."""
-    return [
-        Chunk(
-            choice.index,
-            choice.text,
-            choice.finish_reason,
-            logprobs=choice.logprobs,
-            tool_calls=tuple(
-                ToolCallPiece(position, call.arguments, call.id, call.name)
-                for position, call in enumerate(choice.tool_calls)
+    """All of the answer's choices, a piece each; of several models those that failed end as they did."""
+    found: list[Chunk] = []
+    for position, model in enumerate(answer.models):
+        for choice in model.choices:
+            calls = tuple(
+                ToolCallPiece(place, call.arguments, call.id, call.name)
+                for place, call in enumerate(choice.tool_calls)
             )
-            or None,
-        )
-        for choice in answer.choices
-    ]
+            reason: FinishReason | None = choice.finish_reason if model.error is None else None
+            found.append(
+                Chunk(choice.index, choice.text, reason, logprobs=choice.logprobs, tool_calls=calls or None)
+            )
+        if model.error is not None and len(answer.models) > 1:
+            reason = "timeout" if isinstance(model.error, errors.UpstreamTimeout) else "error"
+            found.append(Chunk(position, finish_reason=reason, error=model.error))
+    return found
 
 
 def _without_words(request: CompletionRequest) -> CompletionRequest:
     return structs.replace(
-        request, prompts=None, messages=None, suffix=None, tools=None, response_format=None, idempotency=None
+        request,
+        prompts=None,
+        messages=None,
+        suffix=None,
+        tools=None,
+        response_format=None,
+        sampling=Sampling(),
+        user=None,
+        idempotency=None,
     )
 
 
 def _encoded(value: Any) -> Any:
-    if isinstance(value, GatewayError):
-        return _Error(
-            kind=value.kind,
-            message=value.message,
-            param=value.param,
-            code=value.code,
-            retry_after=value.retry_after,
-        )
-    raise NotImplementedError(type(value))
+    if not isinstance(value, GatewayError):
+        raise NotImplementedError(type(value))
+    fields = {name: getattr(value, name, None) for name in _Error.__struct_fields__[1:]}
+    given = {name: field for name, field in fields.items() if field is not None}
+    return _Error(name=type(value).__name__, **given)
 
 
 def _decoded(kind: type, value: Any) -> Any:
     if kind is not GatewayError:
         raise NotImplementedError(kind)
     kept = msgspec.convert(value, _Error)
-    error = GatewayError.__new__(_KINDS.get(kept.kind, errors.InternalError))
+    found = getattr(errors, kept.name, None)
+    is_kind = isinstance(found, type) and issubclass(found, GatewayError)
+    of: type[GatewayError] = found if is_kind and found is not None else errors.InternalError
+    error = of.__new__(of)
     GatewayError.__init__(error, kept.message, param=kept.param, code=kept.code, retry_after=kept.retry_after)
-    if isinstance(error, RateLimited):
-        error.headers = ()
-    if isinstance(error, UpstreamRejected):
-        error.status = 400
+    # What the classes' own constructors would have set.
+    error.__dict__ |= {
+        "status": kept.status,
+        "allowed": kept.allowed,
+        "required_nano": kept.required_nano,
+        "available_nano": kept.available_nano,
+        "headers": (),
+    }
     return error
 
 

@@ -118,7 +118,9 @@ class CompletionEndpoint:
         )
         request = dialect.parse(wire, context)
         if key is not None:
-            digest = sha256(scope["path"].encode() + b"\0" + body).digest()
+            # The app comes with the key that asks, so it is part of what is asked.
+            asked = f"{scope['path']}\0{principal.app or ''}\0".encode() + body
+            digest = sha256(asked).digest()
             keyed = IdempotencyKey(account=principal.account, key=key, digest=digest)
             request = replace(request, idempotency=keyed)
         return request, principal
