@@ -6,15 +6,14 @@ Blocking and streamed requests take the same way; a stream only hands its chunks
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Literal
 
 import structlog
 from msgspec import structs
 
-from headgate.core.accounts import Hold, Kept, Principal
+from headgate.core.accounts import Hold, Principal
 from headgate.core.completion import (
     Answer,
     Chunk,
@@ -23,7 +22,6 @@ from headgate.core.completion import (
     FinishReason,
     Job,
     ModelAnswer,
-    Outcome,
     StreamEnd,
 )
 from headgate.core.errors import GatewayError, InternalError, Overloaded, UpstreamFailed, UpstreamTimeout
@@ -38,6 +36,7 @@ from headgate.service.plan import Plan
 from headgate.service.planning import Planner
 from headgate.service.routing import Router, moves_on
 from headgate.service.streams import Running, RunningStream, Streams
+from headgate.service.together import together
 
 log = structlog.get_logger("headgate.complete")
 
@@ -114,7 +113,7 @@ class Completions:
         if request.idempotency is not None:
             kept = await self._billing.ledger.remembered(request.idempotency)
             if kept is not None:
-                return await self._replay(kept, running)
+                return await replays.play(kept, running)
         plan = await self._planner.plan(request, principal)
         running.limit_headers = self._limits.admit(principal, plan.token_ceiling)
         try:
@@ -154,7 +153,7 @@ class Completions:
                 bill,
                 partial(self._unanswered, plan, meter, bill),
                 keyed=keyed,
-                outcome=self._outcome(answer, meter, running, failure) if keyed else None,
+                outcome=replays.outcome_of(answer, meter, running, failure) if keyed else None,
             )
         answer = replays.settled(answer, settlement)
         self._metrics.request(answer, plan, running, failure)
@@ -162,13 +161,13 @@ class Completions:
             raise failure
         if running.stop_reason is None:
             return StreamEnd(kind="completed", answer=answer)
-        return StreamEnd(kind="aborted", answer=answer, error=_reason_to_stop(running))
+        return StreamEnd(kind="aborted", answer=answer, error=replays.reason_to_stop(running))
 
     async def _call(self, plan: Plan, meter: Meter, running: Running) -> None:
         if len(meter.models) == 1:
             await self._call_model(plan, meter, meter.models[0], running)
         else:
-            await _together([self._call_model(plan, meter, model, running) for model in meter.models])
+            await together([self._call_model(plan, meter, model, running) for model in meter.models])
 
     async def _call_model(self, plan: Plan, meter: Meter, model: ModelMeter, running: Running) -> None:
         started = self._clock.monotonic()
@@ -223,7 +222,7 @@ class Completions:
         if len(model.jobs) == 1:
             await self._call_job(plan, model, model.jobs[0], running)
         else:
-            await _together([self._call_job(plan, model, job, running) for job in model.jobs])
+            await together([self._call_job(plan, model, job, running) for job in model.jobs])
 
     async def _call_job(self, plan: Plan, model: ModelMeter, meter: JobMeter, running: Running) -> None:
         if (nothing := _nothing(meter.planned.job)) is not None:
@@ -260,51 +259,6 @@ class Completions:
             meter.handed_on = True
             first = meter.planned.job.first_index
             await running.put([_placed(chunk, first) for chunk in batch] if first else batch)
-
-    def _outcome(
-        self, answer: Answer, meter: Meter, running: Running, failure: GatewayError | None
-    ) -> bytes | None:
-        """What is kept of a keyed request; nothing of one that came to nothing and cost nothing: it may be tried again.
-
-        Its balances are those of the settling transaction, which keeps them beside it.
-        """
-        charged = any(model.charge.price for model in answer.models)
-        produced = answer.request.stream and meter.produced
-        if (failure is not None or running.stop_reason is not None) and not (charged or produced):
-            return None
-        kind: Literal["completed", "aborted", "failed"] = "aborted" if running.stop_reason else "completed"
-        if answer.request.stream:
-            delivered = tuple(
-                structs.replace(told, choices=model.choices(answer.request))
-                for told, model in zip(answer.models, meter.models, strict=True)
-            )
-            answer = structs.replace(answer, models=delivered)
-        return replays.encode(
-            Outcome(
-                kind=kind if failure is None else "failed",
-                answer=answer,
-                error=failure or _reason_to_stop(running),
-                providers=running.providers,
-                served=tuple(running.served),
-            )
-        )
-
-    async def _replay(self, kept: Kept, running: Running) -> StreamEnd:
-        """The answer of the same request, given again; nobody is asked and nothing is charged."""
-        outcome = replays.decode(kept)
-        answer = outcome.answer
-        running.replayed = answer.request
-        running.admitted = True
-        running.providers = outcome.providers
-        running.served[:] = outcome.served
-        if outcome.kind != "completed" and not isinstance(running, RunningStream):
-            raise replays.not_kept(kept)
-        if isinstance(running, RunningStream):
-            await running.put(replays.chunks(answer))
-        if outcome.kind == "failed" and outcome.error is not None:
-            raise outcome.error
-        kind: Literal["completed", "aborted"] = "completed" if outcome.kind == "completed" else "aborted"
-        return StreamEnd(kind=kind, answer=answer, error=outcome.error)
 
     def _bill(self, plan: Plan, meter: Meter, running: Running, failure: GatewayError | None) -> Bill:
         """Errors are never charged; a broken stream is charged for what was delivered."""
@@ -359,42 +313,6 @@ class Completions:
         for plan, meter, hold in self._metered.values():
             if plan.request.stream and meter.take_dirty():
                 self._billing.checkpoint(hold, plan, meter)
-
-
-async def _together(coroutines: Sequence[Coroutine[object, object, None]]) -> None:
-    """Run all at once; the first failure, or a cancellation, ends the others and is raised."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-    finally:
-        unfinished = [task for task in tasks if not task.done()]
-        for task in unfinished:
-            task.cancel()
-        await _outlast(unfinished)
-    # All are looked at, so that none is reported as forgotten; of several the earliest model's or prompt's is raised.
-    ended = [*(task for task in tasks if task in done), *unfinished]
-    failures = [task.exception() for task in ended if not task.cancelled()]
-    for failure in filter(None, failures):
-        raise failure
-    for task in done:
-        task.result()
-
-
-async def _outlast(tasks: Sequence["asyncio.Task[None]"]) -> None:
-    """Wait for all of them, whoever cancels us meanwhile: nothing may run on when the bill is made."""
-    cancelled = False
-    while not all(task.done() for task in tasks):
-        try:
-            await asyncio.wait(tasks)
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-
-
-def _reason_to_stop(running: Running) -> GatewayError | None:
-    """None where the client wanted it."""
-    return Overloaded("The gateway is shutting down.") if running.stop_reason == "draining" else None
 
 
 def _refuse_stopped(running: Running) -> None:

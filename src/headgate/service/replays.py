@@ -4,7 +4,7 @@ A replay is the answer itself, rendered once more, so it is the same byte for by
 choice in one piece.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import structlog
@@ -19,9 +19,12 @@ from headgate.core.completion import (
     FinishReason,
     Outcome,
     Sampling,
+    StreamEnd,
     ToolCallPiece,
 )
-from headgate.core.errors import GatewayError, IdempotencyConflict
+from headgate.core.errors import GatewayError, IdempotencyConflict, Overloaded
+from headgate.service.meter import Meter
+from headgate.service.streams import Running, RunningStream
 
 log = structlog.get_logger("headgate.replays")
 
@@ -41,6 +44,59 @@ class _Error(msgspec.Struct):
     allowed: str | None = None
     required_nano: int = 0
     available_nano: int = 0
+
+
+def outcome_of(answer: Answer, meter: Meter, running: Running, failure: GatewayError | None) -> bytes | None:
+    """What is kept of a keyed request; nothing of one that came to nothing and cost nothing: it may be tried again.
+
+    Its balances are those of the settling transaction, which keeps them beside it.
+    """
+    charged = any(model.charge.price for model in answer.models)
+    produced = answer.request.stream and meter.produced
+    if (failure is not None or running.stop_reason is not None) and not (charged or produced):
+        return None
+    kind: Literal["completed", "aborted", "failed"] = "aborted" if running.stop_reason else "completed"
+    if answer.request.stream:
+        delivered = tuple(
+            structs.replace(told, choices=model.choices(answer.request))
+            for told, model in zip(answer.models, meter.models, strict=True)
+        )
+        answer = structs.replace(answer, models=delivered)
+    return encode(
+        Outcome(
+            kind=kind if failure is None else "failed",
+            answer=answer,
+            error=failure or reason_to_stop(running),
+            providers=running.providers,
+            served=tuple(running.served),
+        )
+    )
+
+
+async def play(kept: Kept, running: Running) -> StreamEnd:
+    """Give the answer of the same request again; nobody is asked and nothing is charged.
+
+    Raises what the stream failed with, and IdempotencyConflict where there is nothing to give.
+    """
+    outcome = decode(kept)
+    answer = outcome.answer
+    running.replayed = answer.request
+    running.admitted = True
+    running.providers = outcome.providers
+    running.served[:] = outcome.served
+    if isinstance(running, RunningStream):
+        await running.put(chunks(answer))
+    elif outcome.kind != "completed":
+        raise not_kept(kept)
+    if outcome.kind == "failed" and outcome.error is not None:
+        raise outcome.error
+    kind: Literal["completed", "aborted"] = "completed" if outcome.kind == "completed" else "aborted"
+    return StreamEnd(kind=kind, answer=answer, error=outcome.error)
+
+
+def reason_to_stop(running: Running) -> GatewayError | None:
+    """Why we stopped it; None where the client wanted it."""
+    return Overloaded("The gateway is shutting down.") if running.stop_reason == "draining" else None
 
 
 def encode(outcome: Outcome) -> bytes | None:
