@@ -1,34 +1,25 @@
 """Conversation templates for models that only complete: the rows of data/templates.toml, by name."""
 
-import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 
 import msgspec
 
-from headgate.config.settings import ConfigError, TemplateSettings
+from headgate.config.rows import DATA, read_rows
+from headgate.config.settings import TemplateSettings
 from headgate.core.models import Template
-
-
-def templates_path() -> Path:
-    return Path(__file__).parent.parent / "data" / "templates.toml"
 
 
 def read_templates(path: Path) -> Mapping[str, TemplateSettings]:
     """The rows of a file. ConfigError for what is not one."""
-    try:
-        rows = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), dict[str, TemplateSettings])
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return MappingProxyType(rows)
+    return read_rows(path, TemplateSettings)
 
 
 @cache
 def load_templates() -> Mapping[str, TemplateSettings]:
     """The rows by name, read once."""
-    return read_templates(templates_path())
+    return read_templates(DATA / "templates.toml")
 
 
 def template_names() -> tuple[str, ...]:

@@ -1,15 +1,13 @@
 """How services that speak OpenAI's formats differ from each other: one row of data/variants.toml each."""
 
-import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
-import msgspec
 from msgspec import Struct
 
+from headgate.config.rows import DATA, read_rows
 from headgate.config.settings import ConfigError, ProviderSettings
 from headgate.core.completion import Shape
 
@@ -72,23 +70,15 @@ PLAIN = Variant()
 """What is said of a service that has no row: it takes everything."""
 
 
-def variants_path() -> Path:
-    return Path(__file__).parent.parent / "data" / "variants.toml"
-
-
 def read_variants(path: Path) -> Mapping[str, Variant]:
     """The rows of a file. ConfigError for what is not one."""
-    try:
-        rows = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), dict[str, Variant])
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return MappingProxyType(rows)
+    return read_rows(path, Variant)
 
 
 @cache
 def load_variants() -> Mapping[str, Variant]:
     """The rows by name, read once."""
-    return read_variants(variants_path())
+    return read_variants(DATA / "variants.toml")
 
 
 def variant_names() -> tuple[str, ...]:

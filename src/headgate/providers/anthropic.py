@@ -14,8 +14,8 @@ from headgate.core.models import ModelSpec
 from headgate.core.ports import Tokenizer
 from headgate.providers import anthropic_wire as wire
 from headgate.providers.anthropic_stream import StreamedMessage
-from headgate.providers.image_bodies import ImageBodies, image_bytes, written
-from headgate.providers.upstream import Body, Upstream, echoed_prompt
+from headgate.providers.image_bodies import ImageBodies, written
+from headgate.providers.upstream import Upstream, echoed_prompt
 
 VERSION = "2023-06-01"
 """The one that has temperature and top_p, for models that still take them; later ones refuse both."""
@@ -41,7 +41,7 @@ class Anthropic:
         self.name = name
         self._upstream = Upstream(name, settings, api_key, _headers, proxy=proxy)
         self._encode = msgspec.json.Encoder(enc_hook=written).encode
-        self._image_bodies = ImageBodies(self._written)
+        self._bodies = ImageBodies(self._written)
 
     def unavailable(self, model: ModelSpec) -> str | None:
         return self._upstream.unavailable(model)
@@ -90,7 +90,7 @@ class Anthropic:
         return None
 
     async def complete(self, job: Job, on_sent: Callable[[], None]) -> Completion:
-        body = self._body(job)
+        body = self._bodies.of(job)
         answer = self._decoded(
             await self._upstream.answer(
                 PATH, body, on_sent, most_tokens=job.max_tokens, deadline=job.deadline
@@ -106,7 +106,7 @@ class Anthropic:
     def stream(self, job: Job, on_sent: Callable[[], None]) -> AsyncGenerator[Sequence[Chunk], None]:
         return self._upstream.stream(
             PATH,
-            self._body(job, stream=True),
+            self._bodies.of(job, stream=True),
             on_sent,
             StreamedMessage(self.name, job, self._upstream.key),
             most_tokens=job.max_tokens,
@@ -116,12 +116,6 @@ class Anthropic:
 
     async def aclose(self) -> None:
         await self._upstream.aclose()
-
-    def _body(self, job: Job, *, stream: bool = False) -> Body:
-        size = image_bytes(job)
-        if size is not None:
-            return self._image_bodies.body(job, size, stream=stream)
-        return self._written(job, stream=stream)
 
     def _written(self, job: Job, *, stream: bool) -> bytes:
         return self._encode(wire.call(job, stream=stream))

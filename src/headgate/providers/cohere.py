@@ -15,8 +15,8 @@ from headgate.core.ports import Tokenizer
 from headgate.providers import cohere_wire as wire
 from headgate.providers.cohere_messages import messages_of
 from headgate.providers.cohere_stream import StreamedAnswer
-from headgate.providers.image_bodies import ImageBodies, image_bytes, written
-from headgate.providers.upstream import Body, Upstream, bearer, echoed_prompt
+from headgate.providers.image_bodies import ImageBodies, written
+from headgate.providers.upstream import Upstream, bearer, echoed_prompt
 
 PATH = "/chat"
 MAX_STOPS = 5
@@ -38,7 +38,7 @@ class Cohere:
         self.name = name
         self._upstream = Upstream(name, settings, api_key, bearer, proxy=proxy)
         self._encode = msgspec.json.Encoder(enc_hook=written).encode
-        self._image_bodies = ImageBodies(self._written)
+        self._bodies = ImageBodies(self._written)
 
     def unavailable(self, model: ModelSpec) -> str | None:
         return self._upstream.unavailable(model)
@@ -51,7 +51,7 @@ class Cohere:
         return None
 
     async def complete(self, job: Job, on_sent: Callable[[], None]) -> Completion:
-        body = self._body(job)
+        body = self._bodies.of(job)
         answer = self._decoded(
             await self._upstream.answer(
                 PATH, body, on_sent, most_tokens=job.max_tokens, deadline=job.deadline
@@ -67,7 +67,7 @@ class Cohere:
     def stream(self, job: Job, on_sent: Callable[[], None]) -> AsyncGenerator[Sequence[Chunk], None]:
         return self._upstream.stream(
             PATH,
-            self._body(job, stream=True),
+            self._bodies.of(job, stream=True),
             on_sent,
             StreamedAnswer(self.name, echoed_prompt(job), tools=job.tools is not None),
             most_tokens=job.max_tokens,
@@ -77,12 +77,6 @@ class Cohere:
 
     async def aclose(self) -> None:
         await self._upstream.aclose()
-
-    def _body(self, job: Job, *, stream: bool = False) -> Body:
-        size = image_bytes(job)
-        if size is not None:
-            return self._image_bodies.body(job, size, stream=stream)
-        return self._written(job, stream=stream)
 
     def _written(self, job: Job, *, stream: bool) -> bytes:
         return self._encode(wire.call(job, stream=stream))

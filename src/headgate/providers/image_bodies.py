@@ -80,6 +80,11 @@ class ImageBodies:
         self._bodies: WeakValueDictionary[tuple[object, ...], _Shared] = WeakValueDictionary()
         self._turn = asyncio.Lock()
 
+    def of(self, job: Job, *, stream: bool = False) -> "bytes | ImageBody":
+        """The body of a job: at once where it has no images, which is nearly always."""
+        size = image_bytes(job)
+        return self._make(job, stream=stream) if size is None else self.body(job, size, stream=stream)
+
     def body(self, job: Job, size: int, *, stream: bool) -> "ImageBody":
         """That of this job, whose images have so many bytes."""
         return ImageBody(self, job, size, stream=stream)

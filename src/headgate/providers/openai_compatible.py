@@ -17,14 +17,14 @@ from headgate.core.errors import UpstreamError, UpstreamFailed
 from headgate.core.models import ModelSpec
 from headgate.core.ports import Tokenizer
 from headgate.providers import openai_wire as wire
-from headgate.providers.image_bodies import ImageBodies, image_bytes, written
+from headgate.providers.image_bodies import ImageBodies, written
 from headgate.providers.openai_call import call
 from headgate.providers.openai_choice import CheckedChoice, is_checked
 from headgate.providers.openai_stream import StreamedAnswer
 from headgate.providers.openai_tools import tool_calls
 from headgate.providers.openai_unsupported import check_supported
 from headgate.providers.sse_reader import MAX_EVENT_BYTES
-from headgate.providers.upstream import MAX_BYTES_PER_TOKEN, Body, Upstream, bearer
+from headgate.providers.upstream import MAX_BYTES_PER_TOKEN, Upstream, bearer
 
 MAX_BYTES_PER_ALTERNATIVE = 1024
 MAX_SCORED_BYTES = 32 * 1024 * 1024
@@ -52,7 +52,7 @@ class OpenAICompatible:
             name, msgspec.structs.replace(settings, query=query), api_key, self._headers, proxy=proxy
         )
         self._encode = msgspec.json.Encoder(enc_hook=written).encode
-        self._image_bodies = ImageBodies(self._written)
+        self._bodies = ImageBodies(self._written)
 
     def unavailable(self, model: ModelSpec) -> str | None:
         return self._upstream.unavailable(model)
@@ -65,7 +65,7 @@ class OpenAICompatible:
     async def complete(self, job: Job, on_sent: Callable[[], None]) -> Completion:
         body = await self._upstream.answer(
             self._path(job),
-            self._body(job),
+            self._bodies.of(job),
             on_sent,
             most_tokens=job.n * job.max_tokens,
             surplus=_surplus(job) if is_checked(job) else 0,
@@ -90,7 +90,7 @@ class OpenAICompatible:
                 most_event_bytes = min(MAX_EVENT_BYTES + _echo(job) * MAX_BYTES_PER_ESCAPE, MAX_SCORED_BYTES)
         return self._upstream.stream(
             self._path(job),
-            self._body(job, stream=True),
+            self._bodies.of(job, stream=True),
             on_sent,
             StreamedAnswer(self.name, job.n, self._upstream.key, checked, has_tools=job.tools is not None),
             most_tokens=job.n * job.max_tokens,
@@ -113,12 +113,6 @@ class OpenAICompatible:
         paths = self._variant.paths
         path = paths.chat if job.shape == "chat" else paths.completion
         return path.replace("{model}", quote(job.model.upstream_name, safe="")) if "{" in path else path
-
-    def _body(self, job: Job, *, stream: bool = False) -> Body:
-        size = image_bytes(job)
-        if size is not None:
-            return self._image_bodies.body(job, size, stream=stream)
-        return self._written(job, stream=stream)
 
     def _written(self, job: Job, *, stream: bool) -> bytes:
         return self._encode(call(job, self._variant, stream=stream))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from headgate.config import ConfigError, ProviderSettings
+from headgate.config.rows import DATA
 from headgate.config.variants import (
     PLAIN,
     Variant,
@@ -12,7 +13,6 @@ from headgate.config.variants import (
     read_variants,
     variant_names,
     variant_of,
-    variants_path,
 )
 
 
@@ -65,7 +65,7 @@ def test_an_unknown_name_is_refused_and_the_known_ones_are_named() -> None:
 
 
 def test_an_unknown_key_is_refused(written: Path) -> None:
-    text = variants_path().read_text().replace("[groq]", "[groq]\ntakes_everything = true")
+    text = (DATA / "variants.toml").read_text().replace("[groq]", "[groq]\ntakes_everything = true")
     written.write_text(text)
     with pytest.raises(ConfigError, match=r"takes_everything.*\$"):
         read_variants(written)
